@@ -1,0 +1,1 @@
+"""Counter arithmetic, epochs and clock maps: integers only."""

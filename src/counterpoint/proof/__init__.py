@@ -1,0 +1,1 @@
+"""The proof: run windows, feasible offsets, matching, epochs, verdicts."""

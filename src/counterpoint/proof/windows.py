@@ -1,0 +1,244 @@
+"""Run windows: when a host thread may have been in guest mode, from the host's kvm events.
+
+A guest's instruction runs only between a ``kvm_entry`` and the next ``kvm_exit`` of its vCPU's thread. The
+entry's stamp is taken before, the exit's after the guest runs, so a window is never too narrow. Where the
+host did not see, nothing can be said: those spans are *unknown* and allow everything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from counterpoint.clocks.counter import relative
+from counterpoint.traces.recording import Recording
+from counterpoint.traces.ring import I64
+
+FOREVER = np.int64(1 << 62)
+"""Stands for an open end, in host units relative to the base."""
+
+_ENTRY, _EXIT = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunWindows:
+    """One host thread's time, cut in spans, in host trace-clock units relative to ``base``.
+
+    ``lo``, ``hi`` i64[k]: closed spans where the thread may be in guest mode, in order; they may touch but do
+    not overlap. ``is_run`` bool[k]: a run window; the others are unknown (the first and the last always).
+    ``entry_row``, ``exit_row`` i64[k]: the host rows that bound a run window (-1 elsewhere). Between two spans
+    lies a gap: the host saw the thread outside guest mode.
+    """
+
+    tid: int
+    base: int
+    lo: I64
+    hi: I64
+    is_run: npt.NDArray[np.bool_]
+    entry_row: I64
+    exit_row: I64
+
+    @property
+    def count(self) -> int:
+        """Number of run windows."""
+        return int(self.is_run.sum())
+
+    @property
+    def first(self) -> int:
+        """The thread's first kvm event."""
+        return int(self.hi[0])
+
+    @property
+    def last(self) -> int:
+        """The thread's last kvm event."""
+        return int(self.lo[-1])
+
+    def allowed(self) -> tuple[I64, I64]:
+        """The spans with touching ones joined: (lo, hi) i64 with a gap between any two."""
+        starts = np.flatnonzero(np.r_[True, self.lo[1:] > self.hi[:-1]])
+        return self.lo[starts], self.hi[np.r_[starts[1:] - 1, len(self.hi) - 1]]
+
+
+class HostActivity:
+    """Everything about vCPU threads that a host recording's kvm events tell."""
+
+    def __init__(self, host: Recording) -> None:
+        """Gather the kvm events of ``host``; windows are built per thread when asked for."""
+        self.host = host
+        self.base = int(host.stamp.min()) if len(host) else 0
+        entries = host.rows(host.format_named("kvm", "kvm_entry"))
+        exits = host.rows(host.format_named("kvm", "kvm_exit"))
+        rows = np.concatenate([entries, exits])
+        kind = np.repeat(np.array([_ENTRY, _EXIT], np.int8), [len(entries), len(exits)])
+        pid = host.pid[rows]
+        stamp = relative(host.stamp[rows], self.base)
+        order = np.lexsort((rows, stamp, pid))
+        self._rows, self._kind, self._stamp = rows[order], kind[order], stamp[order]
+        self._cpu = self._cpu_of_row(self._rows)
+        self.tids, starts = np.unique(pid[order], return_index=True)
+        self._starts = np.append(starts, len(rows))
+
+    def _cpu_of_row(self, rows: I64) -> I64:
+        cpus = np.array([s.cpu for s in self.host.streams], np.int64)
+        return cpus[self.host.stream_of[rows]] if len(rows) else np.zeros(0, np.int64)
+
+    @cached_property
+    def lost_spans(self) -> tuple[I64, I64, I64]:
+        """(cpu, from, to): spans in which a CPU's events were lost, stamps relative to the base."""
+        host, losses = self.host, self.host.losses
+        cpu, begin, end = [], [], []
+        for stream_index, row in zip(losses.stream.tolist(), losses.row.tolist(), strict=True):
+            stream = host.streams[stream_index]
+            cpu.append(stream.cpu)
+            begin.append(self._relative(row - 1) if row > stream.first else -int(FOREVER))
+            end.append(self._relative(row) if row < stream.last else int(FOREVER))
+        return np.array(cpu, np.int64), np.array(begin, np.int64), np.array(end, np.int64)
+
+    def _relative(self, row: int) -> int:
+        return int(relative(self.host.stamp[row : row + 1], self.base)[0])
+
+    @cached_property
+    def silent_cpus(self) -> tuple[int, ...]:
+        """CPUs of the host with no event at all in the recording."""
+        seen = {s.cpu for s in self.host.streams if s.last > s.first}
+        return tuple(cpu for cpu in range(self.host.cpus) if cpu not in seen)
+
+    @cached_property
+    def silent_cpus_were_traced(self) -> bool:
+        """Whether silent CPUs may be taken as traced and idle.
+
+        With only kvm events recorded a CPU that ran no vCPU is silent. Where other events were recorded too, a
+        CPU that ran at all would show them: a silent one was most likely not traced, and is not trusted.
+        """
+        return all(
+            (known := self.host.formats.get(i)) is not None and known.system == "kvm"
+            for i in self.host.counts_by_id()
+        )
+
+    def windows(self, tid: int) -> RunWindows:
+        """Build the run windows of thread ``tid``; KeyError where it has no kvm_entry or kvm_exit."""
+        at = int(np.searchsorted(self.tids, tid))
+        if at >= len(self.tids) or self.tids[at] != tid:
+            raise KeyError(f"thread {tid} has no kvm_entry or kvm_exit")
+        part = slice(int(self._starts[at]), int(self._starts[at + 1]))
+        return _build(
+            tid,
+            self.base,
+            self._stamp[part],
+            self._kind[part],
+            self._cpu[part],
+            self._rows[part],
+            self.lost_spans,
+            self._away(tid),
+        )
+
+    @cached_property
+    def _switches(self) -> tuple[I64, I64, I64, I64] | None:
+        """sched_switch events: (stamp, prev_pid, next_pid, order) or None where they were not recorded."""
+        event = self.host.format_named("sched", "sched_switch")
+        rows = self.host.rows(event)
+        if event is None or not len(rows):
+            return None
+        stamp = relative(self.host.stamp[rows], self.base)
+        prev = self.host.column(event, "prev_pid", rows).astype(np.int64)
+        following = self.host.column(event, "next_pid", rows).astype(np.int64)
+        return stamp, prev, following, rows
+
+    def _away(self, tid: int) -> tuple[I64, I64] | None:
+        """Spans in which ``tid`` may have run on a CPU that was not traced: (from, to); None: nowhere."""
+        if not self.silent_cpus or self.silent_cpus_were_traced:
+            return None
+        if self._switches is None:
+            return np.array([-FOREVER]), np.array([FOREVER])
+        stamp, prev, following, _ = self._switches
+        out = np.sort(stamp[prev == tid])
+        back = np.sort(stamp[following == tid])
+        at = np.searchsorted(back, out)
+        until = np.where(at < len(back), back[np.minimum(at, max(len(back) - 1, 0))], FOREVER) if len(back) else (
+            np.full(len(out), FOREVER)
+        )
+        return out, until
+
+
+def _build(
+    tid: int,
+    base: int,
+    stamp: I64,
+    kind: npt.NDArray[np.int8],
+    cpu: I64,
+    rows: I64,
+    lost: tuple[I64, I64, I64],
+    away: tuple[I64, I64] | None,
+) -> RunWindows:
+    """Cut one thread's time into spans between its consecutive kvm events."""
+    begin, end = stamp[:-1], stamp[1:]
+    entered, left = kind[:-1] == _ENTRY, kind[1:] == _EXIT
+    run = entered & left
+    # an entry and its exit are on one CPU: a thread in guest mode does not move
+    run &= cpu[:-1] == cpu[1:]
+    gap = ~entered & ~left
+    spans_lo: list[I64] = [np.array([-FOREVER]), begin[run], begin[~run & ~gap], stamp[-1:]]
+    spans_hi: list[I64] = [stamp[:1], end[run], end[~run & ~gap], np.array([FOREVER])]
+    is_run = [np.zeros(len(part), np.bool_) for part in spans_lo]
+    is_run[1][:] = True
+    entry_rows = [np.full(len(part), -1, np.int64) for part in spans_lo]
+    exit_rows = [part.copy() for part in entry_rows]
+    entry_rows[1], exit_rows[1] = rows[:-1][run], rows[1:][run]
+
+    lost_cpu, lost_from, lost_to = lost
+    holes = [(lost_from, lost_to)] if len(lost_cpu) else []
+    if away is not None:
+        holes.append(away)
+    for hole_from, hole_to in holes:
+        lo, hi = _overlaps(begin[gap], end[gap], hole_from, hole_to)
+        spans_lo.append(lo)
+        spans_hi.append(hi)
+        is_run.append(np.zeros(len(lo), np.bool_))
+        entry_rows.append(np.full(len(lo), -1, np.int64))
+        exit_rows.append(np.full(len(lo), -1, np.int64))
+    all_lo, all_hi = np.concatenate(spans_lo), np.concatenate(spans_hi)
+    all_run = np.concatenate(is_run)
+    entry, leave = np.concatenate(entry_rows), np.concatenate(exit_rows)
+    if len(lost_cpu):
+        # a loss on the window's own CPU may hide an exit and the next entry
+        all_run &= ~_hit_by_loss(all_lo, all_hi, all_run, entry, rows, cpu, lost)
+    order = np.lexsort((all_hi, all_lo))
+    lo, hi, is_run_sorted = all_lo[order], all_hi[order], all_run[order]
+    entry, leave = entry[order], leave[order]
+    # holes of several CPUs may overlap each other: trim each to begin where the spans so far end
+    reach = np.maximum.accumulate(hi)
+    lo = np.r_[lo[:1], np.maximum(lo[1:], reach[:-1])]
+    keep = hi >= lo
+    keep[1:] &= is_run_sorted[1:] | (hi[1:] > reach[:-1])
+    return RunWindows(tid, base, lo[keep], hi[keep], is_run_sorted[keep], entry[keep], leave[keep])
+
+
+def _overlaps(lo: I64, hi: I64, hole_from: I64, hole_to: I64) -> tuple[I64, I64]:
+    """The parts of the disjoint sorted spans [lo, hi] that lie in any hole, as (lo, hi) pairs."""
+    first = np.searchsorted(hi, hole_from, side="right")
+    last = np.searchsorted(lo, hole_to, side="left")
+    count = np.maximum(last - first, 0)
+    hole = np.repeat(np.arange(len(count)), count)
+    span = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count) + first[hole]
+    return np.maximum(lo[span], hole_from[hole]), np.minimum(hi[span], hole_to[hole])
+
+
+def _hit_by_loss(
+    lo: I64,
+    hi: I64,
+    is_run: npt.NDArray[np.bool_],
+    entry: I64,
+    rows: I64,
+    cpu: I64,
+    lost: tuple[I64, I64, I64],
+) -> npt.NDArray[np.bool_]:
+    """Which run windows overlap a loss on the CPU of their own entry."""
+    hit = np.zeros(len(lo), np.bool_)
+    cpu_of = dict(zip(rows.tolist(), cpu.tolist(), strict=True))
+    for lost_cpu, begin, end in zip(*(part.tolist() for part in lost), strict=True):
+        for index in np.flatnonzero(is_run & (lo < end) & (hi > begin)).tolist():
+            hit[index] |= cpu_of[int(entry[index])] == lost_cpu
+    return hit

@@ -1,0 +1,1 @@
+"""The timeline: all recordings in one order, in host time."""

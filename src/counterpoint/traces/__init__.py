@@ -1,0 +1,1 @@
+"""Recordings: trace.dat files to columns of events."""

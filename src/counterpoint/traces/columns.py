@@ -1,0 +1,109 @@
+"""Fields of events to columns: integers as numpy arrays, strings and arrays as lists for text."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from counterpoint.traces.formats import EventFormat, Field
+from counterpoint.traces.ring import I32, I64, unaligned
+
+
+def int_column(
+    data: npt.NDArray[np.uint8], field: Field, offset: I64, length: I32, big_endian: bool
+) -> npt.NDArray[np.integer]:
+    """Gather an integer field from the records at bytes ``offset`` i64[n] of ``length`` i32[n].
+
+    Returns n values of the field's own size and sign, native byte order; 0 where a record is too short.
+    """
+    code = f"{'>' if big_endian else '<'}{'i' if field.signed else 'u'}{field.size}"
+    native = np.dtype(code).newbyteorder("=")
+    if not len(offset):
+        return np.zeros(0, native)
+    end = field.offset + field.size
+    if int(length.min()) >= end:
+        return unaligned(data, code)[offset + field.offset].astype(native, copy=False)
+    fits = length >= end
+    out = np.zeros(len(offset), native)
+    out[fits] = unaligned(data, code)[offset[fits] + field.offset]
+    return out
+
+
+class EventBatch:
+    """The records of one event kind, as columns of Python values (for text; numbers have ``ints_array``)."""
+
+    def __init__(
+        self, data: npt.NDArray[np.uint8], event: EventFormat, offset: I64, length: I32, big_endian: bool
+    ) -> None:
+        """Take the records at bytes ``offset`` of ``data``, all of kind ``event``."""
+        self._data = data
+        self._bytes = data.data
+        self._event = event
+        self._offset = offset
+        self._length = length
+        self._big_endian = big_endian
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self._offset)
+
+    def _field(self, name: str) -> Field:
+        field = self._event.field(name)
+        if field is None:
+            raise KeyError(f"{self._event.system}:{self._event.name} has no field {name!r}")
+        return field
+
+    def ints_array(self, name: str) -> npt.NDArray[np.integer]:
+        """A scalar integer field as an array; a dynamic field's raw locator. KeyError: no such field."""
+        field = self._field(name)
+        if field.dynamic:
+            field = Field(field.name, "", field.offset, 4, False, "int", 4)
+        elif field.kind != "int":
+            raise KeyError(f"{self._event.system}:{self._event.name}: {name!r} is no integer")
+        return int_column(self._data, field, self._offset, self._length, self._big_endian)
+
+    def ints(self, name: str) -> list[int]:
+        """A scalar integer field, signed as declared."""
+        return self.ints_array(name).tolist()
+
+    def _spans(self, field: Field) -> tuple[I64, I64]:
+        """First byte and length of a field's data in each record, kept inside the record."""
+        length = self._length.astype(np.int64)
+        if field.dynamic:
+            locator = self.ints_array(field.name).astype(np.int64)
+            begin = locator & 0xFFFF
+            if field.dynamic == "rel_loc":
+                begin = begin + field.offset + 4
+            size = locator >> 16
+        else:
+            begin = np.full(len(self), field.offset, np.int64)
+            # a declared size of 0 is an array to the end of the record
+            size = np.full(len(self), field.size, np.int64) if field.size else length - field.offset
+        begin = np.minimum(begin, length)
+        return self._offset + begin, np.clip(size, 0, length - begin)
+
+    def raw(self, name: str) -> list[bytes]:
+        """The bytes of a field, in the recorded byte order; of a dynamic field, what its locator points to."""
+        begin, size = self._spans(self._field(name))
+        data = self._bytes
+        return [data[b : b + n].tobytes() for b, n in zip(begin.tolist(), size.tolist(), strict=True)]
+
+    def text(self, name: str) -> list[str]:
+        """A string field up to its first NUL."""
+        memo: dict[bytes, str] = {}
+        out = []
+        for raw in self.raw(name):
+            text = memo.get(raw)
+            if text is None:
+                text = memo[raw] = raw.split(b"\0", 1)[0].decode("utf-8", "replace")
+            out.append(text)
+        return out
+
+    def array(self, name: str) -> list[list[int]]:
+        """The elements of an array field; bytes where the element's size is not known."""
+        field = self._field(name)
+        size = field.element_size if field.element_size in (1, 2, 4, 8) else 1
+        code = f"{'>' if self._big_endian else '<'}{'i' if field.signed else 'u'}{size}"
+        return [
+            np.frombuffer(raw[: len(raw) // size * size], code).tolist() for raw in self.raw(name)
+        ]

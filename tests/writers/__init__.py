@@ -1,0 +1,1 @@
+"""Writers of tiny trace.dat files, record by record, for tests."""
