@@ -13,7 +13,7 @@ _UNSIGNED = {"bool", "u8", "u16", "u32", "u64", "__u64", "size_t"}
 
 @dataclass(frozen=True)
 class FieldSpec:
-    """A field ``type name``: a scalar, an array of ``count`` (0: the open end of a record) or a dynamic one."""
+    """A field ``type name``: one number, ``count`` of them (0: the open end of a record) or dynamic."""
 
     type: str
     name: str
@@ -85,40 +85,41 @@ class Event:
     def payload(
         self,
         pid: int = 0,
+        /,
         *,
-        flags: int = 0,
-        preempt: int = 0,
         big_endian: bool = False,
         long_size: int = 8,
-        **values: Any,  # noqa: ANN401
+        **values: Any,
     ) -> bytes:
-        """Return a record: integers by value, strings as str or bytes, arrays as lists; what is not named is 0."""
-        given = {"common_type": self.id, "common_flags": flags, "common_preempt_count": preempt}
-        given |= {"common_pid": pid} | values
-        if unknown := set(values) - {spec.name for spec in self.fields}:
-            raise ValueError(f"{self.name} has no field {', '.join(sorted(unknown))}")
+        """Return a record of task ``pid``: fields not named in ``values`` are 0 or empty.
+
+        Integers are given by value, strings as str (a NUL is added where the kernel adds one) or bytes,
+        arrays as lists.
+        """
         layout = self.layout(long_size)
+        if unknown := set(values) - {spec.name for spec, _, _ in layout}:
+            raise ValueError(f"{self.name} has no field {', '.join(sorted(unknown))}")
+        given = {"common_type": self.id, "common_pid": pid} | values
         end = layout[-1][1] + layout[-1][2]
-        align = max(4, *(4 if s.dynamic else s.element_size(long_size) for s, _, _ in layout))
+        align = max(4 if spec.dynamic else spec.element_size(long_size) for spec, _, _ in layout)
         fixed, tail = bytearray(end), b""
         for spec, offset, size in layout:
-            element = spec.element_size(long_size)
-            value = given.get(spec.name, 0)
-            if spec.dynamic:
-                data = _elements(value or (b"" if spec.type != "char" else ""), element, big_endian)
-                data += b"\0" * isinstance(value or "", str)
-                start = end + len(tail) - (offset + 4 if spec.dynamic == "rel_loc" else 0)
-                fixed[offset : offset + 4] = _number(len(data) << 16 | start, 4, big_endian)
-                tail += data
-            elif spec.count is None:
-                fixed[offset : offset + size] = _number(int(value), size, big_endian)
-            elif spec.count == 0:
-                tail += _elements(value or b"", element, big_endian)
-                tail += b"\0" * isinstance(value, str)
-            else:
-                data = _elements(value or b"", element, big_endian)
+            empty: str | list[int] = "" if spec.type == "char" else []
+            value = given.get(spec.name, empty if spec.dynamic or spec.count is not None else 0)
+            if not spec.dynamic and spec.count is None:
+                fixed[offset : offset + size] = _number(value, size, big_endian)
+                continue
+            data = _elements(value, spec.element_size(long_size), big_endian)
+            if spec.count:
                 fixed[offset : offset + size] = data[:size].ljust(size, b"\0")
-        return bytes(fixed) + (tail or bytes(-end % align))
+                continue
+            if isinstance(value, str):
+                data += b"\0"
+            if spec.dynamic:
+                start = end + len(tail) - (offset + 4 if spec.dynamic == "rel_loc" else 0)
+                fixed[offset : offset + size] = _number(len(data) << 16 | start, 4, big_endian)
+            tail += data
+        return bytes(fixed) + tail + bytes(-end % align)
 
 
 def _number(value: int, size: int, big_endian: bool) -> bytes:
@@ -206,7 +207,7 @@ SCHED_SWITCH = Event(
         "pid_t next_pid, int next_prio"
     ),
     '"prev_comm=%s prev_pid=%d prev_prio=%d prev_state=%s ==> next_comm=%s next_pid=%d next_prio=%d", '
-    'REC->prev_comm, REC->prev_pid, REC->prev_prio, (REC->prev_state & 0xff) ? __print_flags('
+    "REC->prev_comm, REC->prev_pid, REC->prev_prio, (REC->prev_state & 0xff) ? __print_flags("
     'REC->prev_state & 0xff, "|", { 0x00000001, "S" }, { 0x00000002, "D" }, { 0x00000080, "I" }) : "R", '
     "REC->next_comm, REC->next_pid, REC->next_prio",
 )

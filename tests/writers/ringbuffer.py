@@ -96,7 +96,6 @@ class Discarded:
 
     def encode(self, big_endian: bool, room: int) -> bytes:
         body = Data(0, self.payload).encode(big_endian, room)[4:]
-        body = body.ljust(4, b"\0")
         return _head(_PADDING, self.delta or 1, big_endian) + _u32(len(body), big_endian) + body[4:]
 
 
@@ -107,8 +106,9 @@ Record = Data | TimeExtend | AbsoluteTime | Padding | Discarded
 class Page:
     """One sub-buffer. ``missed``: events lost before it (``UNKNOWN``: no count is stored); None: none were.
 
-    As in the kernel, a count that finds no room after the data is left out. ``commit`` overrides the length
-    of the data in the header, for pages that lie.
+    As in the kernel, a count that finds no room after the data is left out, and the flags of a 64-bit word
+    come with all the bits above them (the kernel adds a negative int). ``commit`` overrides the word before
+    flags are added, for pages that lie.
     """
 
     timestamp: int
@@ -127,16 +127,18 @@ class Page:
             raise ValueError(f"{len(data)} bytes of records in a page with room for {room}")
         commit = len(data) if self.commit is None else self.commit
         if self.missed is not None:
-            commit |= MISSED_EVENTS
+            commit -= MISSED_EVENTS
             if self.missed != UNKNOWN and len(data) + long_size <= room:
-                commit |= MISSED_STORED
+                commit += MISSED_STORED
                 data += self.missed.to_bytes(long_size, order)
-        head = (self.timestamp % (1 << 64)).to_bytes(8, order) + commit.to_bytes(long_size, order)
+        head = (self.timestamp % (1 << 64)).to_bytes(8, order) + (commit % (1 << 8 * long_size)).to_bytes(
+            long_size, order
+        )
         return (head + data).ljust(self.size, b"\0")
 
 
 def _reserved(payload: bytes) -> bytes:
-    """Pad as the kernel reserves: a record of 12 bytes could not hold a time extend and padding, so it is 16."""
+    """Pad as the kernel reserves: a record of 12 bytes could not turn into an extend and padding, so 16."""
     return payload.ljust(12, b"\0") if 4 < len(payload) <= 8 else payload
 
 
