@@ -131,10 +131,9 @@ class Page:
             if self.missed != UNKNOWN and len(data) + long_size <= room:
                 commit += MISSED_STORED
                 data += self.missed.to_bytes(long_size, order)
-        head = (self.timestamp % (1 << 64)).to_bytes(8, order) + (commit % (1 << 8 * long_size)).to_bytes(
-            long_size, order
-        )
-        return (head + data).ljust(self.size, b"\0")
+        stamp = (self.timestamp % (1 << 64)).to_bytes(8, order)
+        word = (commit % (1 << 8 * long_size)).to_bytes(long_size, order)
+        return (stamp + word + data).ljust(self.size, b"\0")
 
 
 def _reserved(payload: bytes) -> bytes:
