@@ -1,0 +1,151 @@
+"""What a proof says: verdicts, witnesses, epochs, claims, vCPUs. All stamps are trace-clock values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from counterpoint.claims.model import Claim
+from counterpoint.clocks.counter import I64
+
+
+class Verdict(StrEnum):
+    """The outcome for an epoch, a claim or a vCPU."""
+
+    PROVED = "proved"
+    DERIVED = "derived"
+    UNBOUNDED = "unbounded"
+    AMBIGUOUS = "ambiguous"
+    REFUTED = "refuted"
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the map may be used without doubt."""
+        return self in (Verdict.PROVED, Verdict.DERIVED)
+
+
+_SEVERITY = {verdict: rank for rank, verdict in enumerate(Verdict)}
+
+
+def worst(verdicts: list[Verdict]) -> Verdict:
+    """The worst of ``verdicts``; ``unbounded`` where there is none."""
+    return max(verdicts, key=_SEVERITY.__getitem__, default=Verdict.UNBOUNDED)
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """A guest event and the host span it must lie in: together they bound the offset on one side.
+
+    The span is [``host_from``, ``host_to``] in host stamps, None where it is open; ``host_from_event`` and
+    ``host_to_event`` name the host events at its ends ("" where it ends at something unseen).
+    """
+
+    guest_stamp: int
+    guest_row: int
+    guest_event: str
+    host_from: int | None
+    host_to: int | None
+    host_from_event: str
+    host_to_event: str
+    bound: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counterexample:
+    """A guest event that the claim puts where its vCPU did not run.
+
+    ``host_stamp`` is where the claim puts it; the thread was outside guest mode from ``host_from`` to ``host_to``.
+    """
+
+    guest_stamp: int
+    guest_row: int
+    guest_event: str
+    host_stamp: int
+    host_from: int | None
+    host_to: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EpochProof:
+    """A span of a vCPU's events with one offset, and what bounds it.
+
+    ``rows`` are the guest rows of the epoch. ``feasible`` is the closed interval of offsets that the events
+    allow around the one in use; where several intervals remain, ``candidates`` lists them and ``feasible`` spans
+    them all. None: nothing bounds it. ``checked`` = ``inside`` + ``violations``; ``unknown`` events fall where the
+    host did not see.
+    """
+
+    rows: I64
+    guest_from: int | None
+    guest_to: int | None
+    host_from: int | None
+    host_to: int | None
+    offset: int | None
+    source: str
+    verdict: Verdict
+    feasible: tuple[int, int] | None
+    candidates: tuple[tuple[int, int], ...]
+    inside: int
+    violations: int
+    unknown: int
+    windows_hit: int
+    low: Witness | None = None
+    high: Witness | None = None
+
+    @property
+    def checked(self) -> int:
+        """Events that the host's windows could speak about."""
+        return self.inside + self.violations
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimProof:
+    """What causality says of one claim."""
+
+    claim: Claim
+    verdict: Verdict
+    inside: int
+    violations: int
+    unknown: int
+    counterexample: Counterexample | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MisStamped:
+    """Events that the guest's own ring buffer stamped late after its counter stepped back.
+
+    The kernel's ring buffer never lets time run backwards inside a sub-buffer: from a backward step of the
+    counter to the end of the sub-buffer all stamps are late by one constant, ``late_by`` (closed interval), in
+    [``guest_from``, ``guest_to``]. ``rows`` are the guest rows.
+    """
+
+    rows: I64
+    guest_from: int
+    guest_to: int
+    late_by: tuple[int, int] | None
+    offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuProof:
+    """One guest CPU: the host thread that runs it, its epochs, and the claims about it."""
+
+    guest_cpu: int
+    host_tid: int | None
+    matched_by: str
+    epochs: tuple[EpochProof, ...]
+    claims: tuple[ClaimProof, ...]
+    mis_stamped: tuple[MisStamped, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of the epochs' verdicts."""
+        return worst([epoch.verdict for epoch in self.epochs])
+
+    @property
+    def is_sound(self) -> bool:
+        """All epochs proved or derived, and no claim refuted."""
+        return self.verdict.is_sound and not any(c.verdict is Verdict.REFUTED for c in self.claims)
