@@ -1,17 +1,17 @@
 """Columns to protobuf messages: one message per row, built as rows of bytes in numpy.
 
-A message is described once by parts, each of which is one value for all rows or a column with a value per row::
+A message is described once by parts, each one value for all rows or a column with a value per row::
 
-    packet = message(PACKET, uint(TIMESTAMP, ts), message(TRACK_EVENT, constant, uint(NAME_IID, names)))
+    packet = message(PACKET, integer(TIMESTAMP, ts), message(TRACK_EVENT, fields, integer(NAME_IID, names)))
     for block in encode(packet):
         file.write(block)
 
-Rows are encoded in blocks. Within a block every part gets a fixed number of byte columns, wide enough for its
-widest value there, so that writing a part is a few strided stores for all rows at once. A varint is padded to that
-width with continuation bits, which protobuf allows; the length of a message is then the same in all rows, and the
-block of bytes is the result. Where rows differ in length (texts, absent parts, numbers of mixed sign) a second
-array of the same shape says which bytes are kept, and one boolean selection closes the gaps. The rows stay in
-order either way.
+Rows are encoded in blocks. Within a block every part gets a fixed number of byte columns, wide enough for
+its widest value there, so that writing a part is a few strided stores for all rows at once. A varint is
+padded to that width with continuation bits, which protobuf allows; a message then has the same length in all
+rows, and the block of bytes is the result. Where rows differ in length (texts, absent parts, numbers of mixed
+sign) a second array of the same shape says which bytes are kept, and one boolean selection closes the gaps.
+The rows stay in order either way.
 """
 
 from __future__ import annotations
@@ -52,6 +52,10 @@ def varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def _kind(values: NDArray[Any]) -> str:
+    return f"{values.dtype} of shape {values.shape}"
 
 
 def _tag(field: int, wire_type: int) -> bytes:
@@ -117,7 +121,7 @@ class _WordCell(_Cell):
                 if left & size:
                     piece = word.view(f"<u{size}")[done // size :: word.itemsize // size]
                     at = column + 8 * nth + done
-                    np.ndarray(rows, f"<u{size}", buffer=out, offset=at, strides=(pitch,))[:] = piece  # type: ignore[call-overload]
+                    np.ndarray(rows, piece.dtype, buffer=out, offset=at, strides=(pitch,))[:] = piece
                     done += size
 
 
@@ -136,22 +140,27 @@ class _TextCell(_Cell):
         out[:, column : column + self.width] = self.blob.take(places, mode="clip")
 
 
+_SPREAD = [
+    (4, 0x000000000FFFFFFF, 0x00FFFFFFF0000000, 4),
+    (2, 0x00003FFF00003FFF, 0x0FFFC0000FFFC000, 2),
+    (1, 0x007F007F007F007F, 0x3F803F803F803F80, 1),
+]
+"""Steps that give each seven bits a byte: needed above so many groups; bits that stay; that move; how far."""
+
+
 def _spread(values: Words, width: int) -> Words:
     """The seven-bit groups of values below 2**56, the lowest ``width`` of them, one to a byte."""
-    if width > 4:
-        values = (values & np.uint64(0x000000000FFFFFFF)) | ((values & np.uint64(0x00FFFFFFF0000000)) << np.uint64(4))
-    if width > 2:
-        values = (values & np.uint64(0x00003FFF00003FFF)) | ((values & np.uint64(0x0FFFC0000FFFC000)) << np.uint64(2))
-    if width > 1:
-        values = (values & np.uint64(0x007F007F007F007F)) | ((values & np.uint64(0x3F803F803F803F80)) << np.uint64(1))
+    for above, stay, move, by in _SPREAD:
+        if width > above:
+            values = (values & np.uint64(stay)) | ((values & np.uint64(move)) << np.uint64(by))
     return values
 
 
 def _varint_cell(values: Integers) -> _Cell:
     """A block of integers as varints: padded to the widest, but trimmed where the signs are mixed.
 
-    A negative number takes ten bytes. Padding the others to that would double the size of an ordinary column of
-    return values, in which a few are errors.
+    A negative number takes ten bytes. Padding the others to that would double the size of an ordinary column
+    of return values, in which a few are errors.
     """
     mixed = False
     if values.dtype.kind == "i":
@@ -198,7 +207,7 @@ class _Same(Part):
         super().__init__(None)
         self.data = data
 
-    def lay(self, rows: slice) -> list[_Cell]:
+    def lay(self, rows: slice) -> list[_Cell]:  # noqa: ARG002
         return [_SameCell(self.data)]
 
 
@@ -207,7 +216,7 @@ class _Varint(Part):
 
     def __init__(self, field: int, values: Integers) -> None:
         if values.ndim != 1 or values.dtype.kind not in "iub":
-            raise ValueError(f"a varint column is a vector of integers, not {values.dtype} of shape {values.shape}")
+            raise ValueError(f"a varint column is a vector of integers, not {_kind(values)}")
         super().__init__(len(values))
         self.tag = _tag(field, _VARINT)
         self.values = values
@@ -221,7 +230,7 @@ class _Fixed64(Part):
 
     def __init__(self, field: int, values: NDArray[Any]) -> None:
         if values.ndim != 1 or values.dtype.itemsize != 8 or values.dtype.kind not in "iuf":
-            raise ValueError(f"a fixed64 column is a vector of 8-byte numbers, not {values.dtype} of shape {values.shape}")
+            raise ValueError(f"a fixed64 column is a vector of 8-byte numbers, not {_kind(values)}")
         super().__init__(len(values))
         self.tag = _tag(field, _FIXED64)
         self.values = values
@@ -237,7 +246,7 @@ class _Text(Part):
 
     def __init__(self, field: int, texts: Sequence[bytes], index: NDArray[np.integer[Any]]) -> None:
         if index.ndim != 1 or index.dtype.kind not in "iu":
-            raise ValueError(f"the index of a text column is a vector of integers, not {index.dtype}")
+            raise ValueError(f"the index of a text column is a vector of integers, not {_kind(index)}")
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(texts):
             raise ValueError(f"the index of a text column leaves its {len(texts)} texts")
         super().__init__(len(index))
@@ -279,7 +288,7 @@ class _When(Part):
 
     def __init__(self, present: NDArray[np.bool_], parts: Sequence[Part]) -> None:
         if present.ndim != 1 or present.dtype != np.bool_:
-            raise ValueError(f"presence is a vector of booleans, not {present.dtype} of shape {present.shape}")
+            raise ValueError(f"presence is a vector of booleans, not {_kind(present)}")
         rows = _common_rows(parts)
         if rows not in (None, len(present)):
             raise ValueError(f"presence is given for {len(present)} rows, the parts have {rows}")
@@ -311,9 +320,9 @@ def constant(data: bytes) -> Part:
 
 
 def integer(field: int, value: int | Integers) -> Part:
-    """A varint field (int32, int64, uint32, uint64, bool or enum): an int, or a column of any integer dtype."""
-    if isinstance(value, int):
-        return _Same(_tag(field, _VARINT) + varint(value))
+    """A varint field (int32, int64, uint32, uint64, bool, enum): an int, or a column of any such dtype."""
+    if isinstance(value, (int, np.integer)):
+        return _Same(_tag(field, _VARINT) + varint(int(value)))
     return _Varint(field, value)
 
 
@@ -323,14 +332,14 @@ def fixed64(field: int, values: NDArray[Any]) -> Part:
 
 
 def text(field: int, value: bytes | Sequence[bytes], index: NDArray[np.integer[Any]] | None = None) -> Part:
-    """A string or bytes field: one value, or with ``index`` (rows,) the distinct values that it points into."""
+    """A string or bytes field: one value; or a value per row; or distinct values and an ``index`` (rows,)."""
     if isinstance(value, bytes):
         return _Same(_tag(field, _DELIMITED) + varint(len(value)) + value)
     return _Text(field, value, np.arange(len(value)) if index is None else index)
 
 
 def message(field: int, *parts: Part) -> Part:
-    """A message field, behind its tag and length; also what a file of length-prefixed messages consists of."""
+    """A message field, behind its tag and length: also the rows of a file of length-prefixed messages."""
     same = [part.data for part in parts if isinstance(part, _Same)]
     if len(same) == len(parts):
         return text(field, b"".join(same))
@@ -348,8 +357,7 @@ def when(present: NDArray[np.bool_], *parts: Part) -> Part:
 def encode(*parts: Part) -> Iterator[Bytes]:
     """The bytes of all rows in order, as uint8 vectors that each hold some whole rows.
 
-    The parts follow each other within a row. Parts that are the same in all rows and have no column beside them
-    make one row.
+    The parts follow each other within a row. Without any column there is one row.
     """
     rows = _common_rows(parts)
     total = 1 if rows is None else rows
