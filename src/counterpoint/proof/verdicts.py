@@ -89,7 +89,7 @@ class EpochProof:
     inside: int
     violations: int
     unknown: int
-    windows_hit: int
+    evidence: int
     low: Witness | None = None
     high: Witness | None = None
 

@@ -22,6 +22,8 @@ FOREVER = np.int64(1 << 62)
 
 _ENTRY, _EXIT = 0, 1
 
+Spans = tuple[I64, I64]
+
 
 @dataclass(frozen=True, slots=True)
 class RunWindows:
@@ -132,35 +134,41 @@ class HostActivity:
             self._cpu[part],
             self._rows[part],
             self.lost_spans,
-            self._away(tid),
+            self._on_silent_cpus(tid),
+            self._switched_away(tid) if len(self.lost_spans[0]) else None,
         )
 
     @cached_property
-    def _switches(self) -> tuple[I64, I64, I64, I64] | None:
-        """sched_switch events: (stamp, prev_pid, next_pid, order) or None where they were not recorded."""
+    def _switches(self) -> tuple[I64, I64, I64] | None:
+        """sched_switch events: (stamp, prev_pid, next_pid), or None where they were not recorded."""
         event = self.host.format_named("sched", "sched_switch")
         rows = self.host.rows(event)
         if event is None or not len(rows):
             return None
-        stamp = relative(self.host.stamp[rows], self.base)
-        prev = self.host.column(event, "prev_pid", rows).astype(np.int64)
-        following = self.host.column(event, "next_pid", rows).astype(np.int64)
-        return stamp, prev, following, rows
+        try:
+            prev = self.host.column(event, "prev_pid", rows).astype(np.int64)
+            following = self.host.column(event, "next_pid", rows).astype(np.int64)
+        except KeyError:
+            return None
+        return relative(self.host.stamp[rows], self.base), prev, following
 
-    def _away(self, tid: int) -> tuple[I64, I64] | None:
-        """Spans in which ``tid`` may have run on a CPU that was not traced: (from, to); None: nowhere."""
+    def _switched_away(self, tid: int) -> Spans | None:
+        """Spans from each switch away from ``tid`` to the next switch to it that was seen; None: not recorded."""
+        if self._switches is None:
+            return None
+        stamp, prev, following = self._switches
+        out, back = np.sort(stamp[prev == tid]), np.append(np.sort(stamp[following == tid]), FOREVER)
+        until = back[np.searchsorted(back, out)]
+        # several switches away before one back: the first begins the span
+        fresh = np.r_[True, until[1:] != until[:-1]] if len(out) else np.zeros(0, np.bool_)
+        return out[fresh], until[fresh]
+
+    def _on_silent_cpus(self, tid: int) -> Spans | None:
+        """Spans in which ``tid`` may have run on a CPU that was not traced; None: nowhere."""
         if not self.silent_cpus or self.silent_cpus_were_traced:
             return None
-        if self._switches is None:
-            return np.array([-FOREVER]), np.array([FOREVER])
-        stamp, prev, following, _ = self._switches
-        out = np.sort(stamp[prev == tid])
-        back = np.sort(stamp[following == tid])
-        at = np.searchsorted(back, out)
-        until = np.where(at < len(back), back[np.minimum(at, max(len(back) - 1, 0))], FOREVER) if len(back) else (
-            np.full(len(out), FOREVER)
-        )
-        return out, until
+        switched = self._switched_away(tid)
+        return (np.array([-FOREVER]), np.array([FOREVER])) if switched is None else switched
 
 
 def _build(
@@ -171,7 +179,8 @@ def _build(
     cpu: I64,
     rows: I64,
     lost: tuple[I64, I64, I64],
-    away: tuple[I64, I64] | None,
+    silent: Spans | None,
+    switched: Spans | None,
 ) -> RunWindows:
     """Cut one thread's time into spans between its consecutive kvm events."""
     begin, end = stamp[:-1], stamp[1:]
@@ -189,11 +198,18 @@ def _build(
     entry_rows[1], exit_rows[1] = rows[:-1][run], rows[1:][run]
 
     lost_cpu, lost_from, lost_to = lost
-    holes = [(lost_from, lost_to)] if len(lost_cpu) else []
-    if away is not None:
-        holes.append(away)
-    for hole_from, hole_to in holes:
-        lo, hi = _overlaps(begin[gap], end[gap], hole_from, hole_to)
+    holes = [_overlaps(begin[gap], end[gap], *silent)] if silent is not None else []
+    for number in np.unique(lost_cpu).tolist():
+        mine = lost_cpu == number
+        # off the CPU that it left guest mode on and enters it on again, the thread must have been switched away
+        there = gap & ((cpu[:-1] == number) | (cpu[1:] == number))
+        holes.append(_overlaps(begin[there], end[there], lost_from[mine], lost_to[mine]))
+        elsewhere = gap & ~there
+        lo, hi = begin[elsewhere], end[elsewhere]
+        if switched is not None:
+            lo, hi = _overlaps(lo, hi, *switched)
+        holes.append(_overlaps(lo, hi, lost_from[mine], lost_to[mine]))
+    for lo, hi in holes:
         spans_lo.append(lo)
         spans_hi.append(hi)
         is_run.append(np.zeros(len(lo), np.bool_))
@@ -216,8 +232,8 @@ def _build(
     return RunWindows(tid, base, lo[keep], hi[keep], is_run_sorted[keep], entry[keep], leave[keep])
 
 
-def _overlaps(lo: I64, hi: I64, hole_from: I64, hole_to: I64) -> tuple[I64, I64]:
-    """The parts of the disjoint sorted spans [lo, hi] that lie in any hole, as (lo, hi) pairs."""
+def _overlaps(lo: I64, hi: I64, hole_from: I64, hole_to: I64) -> Spans:
+    """The parts of the disjoint sorted spans [lo, hi] that lie in any hole, as (lo, hi)."""
     first = np.searchsorted(hi, hole_from, side="right")
     last = np.searchsorted(lo, hole_to, side="left")
     count = np.maximum(last - first, 0)

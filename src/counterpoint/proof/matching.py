@@ -1,0 +1,181 @@
+"""Which host thread runs which guest CPU: by hint where there is one, and by proof always.
+
+A wrong (thread, guest CPU) pair leaves no feasible offset after a handful of events, so names are not needed. Hints
+(the GUEST option, the vCPU id that events carry) decide only between threads that causality allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from counterpoint.proof.epochs import find_stretches
+from counterpoint.proof.feasible import IntervalSet, TooManyError, narrow, spread
+from counterpoint.proof.fit import Thread, check, fit, overlap_range
+from counterpoint.proof.tracks import Track
+from counterpoint.proof.windows import HostActivity
+from counterpoint.traces.recording import Recording
+
+SAMPLE = 4096
+"""Events used to exclude a pair: none may be feasible with fewer than with all."""
+
+MIN_COVERED = 2
+"""Where the offset changed, a thread matches when stretches cover more than 1/MIN_COVERED of the events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A guest CPU's thread (None: not found), who says so, and what was noticed."""
+
+    tid: int | None
+    matched_by: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Hints:
+    """What is said about the matching: guest CPU to thread, by source."""
+
+    given: dict[int, int] = field(default_factory=dict)
+    guest_option: dict[int, int] = field(default_factory=dict)
+
+
+class ThreadPool:
+    """The vCPU threads of a host, their windows built once."""
+
+    def __init__(self, host: Recording) -> None:
+        """Find all threads with kvm events."""
+        self.activity = HostActivity(host)
+        self.vcpu_ids = _vcpu_ids(host)
+        self._threads: dict[int, Thread] = {}
+
+    @property
+    def tids(self) -> list[int]:
+        """All threads with kvm_entry or kvm_exit events."""
+        return [int(t) for t in self.activity.tids.tolist()]
+
+    def thread(self, tid: int) -> Thread:
+        """The thread's windows; KeyError where it has no kvm events."""
+        if tid not in self._threads:
+            self._threads[tid] = Thread(self.activity.windows(tid))
+        return self._threads[tid]
+
+
+def _vcpu_ids(host: Recording) -> dict[int, int]:
+    """vCPU id by thread: x86's kvm_entry has the field, arm64's kvm_get_timer_map is sent by the vCPU's thread."""
+    for name in ("kvm_entry", "kvm_get_timer_map"):
+        event = host.format_named("kvm", name)
+        rows = host.rows(event)
+        if event is None or not len(rows) or event.field("vcpu_id") is None:
+            continue
+        try:
+            ids = host.column(event, "vcpu_id", rows).astype(np.int64)
+        except KeyError:
+            continue
+        tids, first = np.unique(host.pid[rows], return_index=True)
+        return dict(zip(tids.tolist(), ids[first].tolist(), strict=True))
+    return {}
+
+
+def may_match(track: Track, thread: Thread) -> bool:
+    """Whether one offset may put all of the track's events into the thread's windows (a sample decides)."""
+    events = track.guest
+    if len(events) > SAMPLE:
+        events = events[np.sort(spread(len(events))[:SAMPLE])]
+    try:
+        found = narrow(IntervalSet.of(*overlap_range(events, thread)), events, thread.gap_lo, thread.gap_hi)
+    except TooManyError:
+        return True
+    return len(found) > 0
+
+
+def _covered(track: Track, thread: Thread) -> int:
+    """Events that stretches of one offset each explain."""
+    return sum(s.last - s.first for s in find_stretches(track.guest, thread) if not s.fit.weak)
+
+
+def match(tracks: list[Track], pool: ThreadPool, hints: Hints, claimed: dict[int, list[int]]) -> dict[int, Match]:
+    """Find the thread of each track; ``claimed`` holds offsets (absolute) that are claimed per guest CPU."""
+    out: dict[int, Match] = {}
+    left = {track.cpu: track for track in tracks}
+    for cpu, tid in hints.given.items():
+        if cpu in left:
+            out[cpu] = Match(tid, "given")
+            del left[cpu]
+    taken = {m.tid for m in out.values()}
+    free = [tid for tid in pool.tids if tid not in taken]
+    options: dict[int, list[int]] = {}
+    for cpu, track in left.items():
+        options[cpu] = [
+            tid
+            for tid in free
+            if any(_fits(track, pool.thread(tid), offset) for offset in claimed.get(cpu, ()))
+            or may_match(track, pool.thread(tid))
+        ]
+    for cpu, track in left.items():
+        if not options[cpu]:
+            options[cpu] = _piecewise(cpu, track, free, options, pool, hints)
+    _eliminate(options)
+    for cpu, track in left.items():
+        out[cpu] = _decide(cpu, track, options[cpu], pool, hints)
+    return out
+
+
+def _fits(track: Track, thread: Thread, offset: int) -> bool:
+    outcome = check(track.guest, track.relative_offset(offset, thread.windows.base), thread)
+    return not outcome.violations and outcome.inside > 0
+
+
+def _piecewise(
+    cpu: int, track: Track, free: list[int], options: dict[int, list[int]], pool: ThreadPool, hints: Hints
+) -> list[int]:
+    """Threads whose windows explain most of the events with several offsets; the hinted ones are tried first."""
+    settled = {tids[0] for other, tids in options.items() if other != cpu and len(tids) == 1}
+    hinted = hints.guest_option.get(cpu)
+    order = sorted(
+        (tid for tid in free if tid not in settled),
+        key=lambda tid: (tid != hinted, pool.vcpu_ids.get(tid) != cpu, tid),
+    )
+    for tid in order:
+        if _covered(track, pool.thread(tid)) * MIN_COVERED > len(track.guest):
+            return [tid]
+    return []
+
+
+def _eliminate(options: dict[int, list[int]]) -> None:
+    """A thread that is one CPU's only choice is no other's."""
+    changed = True
+    while changed:
+        changed = False
+        for cpu, tids in options.items():
+            if len(tids) != 1:
+                continue
+            for other, others in options.items():
+                if other != cpu and tids[0] in others and len(others) > 1:
+                    others.remove(tids[0])
+                    changed = True
+
+
+def _decide(cpu: int, track: Track, tids: list[int], pool: ThreadPool, hints: Hints) -> Match:
+    hinted = hints.guest_option.get(cpu)
+    if not tids:
+        if hinted is not None and hinted in pool.tids:
+            return Match(hinted, "guest-option", (f"no offset puts its events into the windows of thread {hinted}",))
+        return Match(None, "causality", ("no thread's run windows can hold its events",))
+    if hinted is not None and hinted in tids:
+        return Match(hinted, "guest-option")
+    notes: tuple[str, ...] = ()
+    if hinted is not None and hinted > 0:
+        why = "has no kvm events" if hinted not in pool.tids else "is excluded by causality"
+        notes = (f"the GUEST option names thread {hinted}, which {why}",)
+    if len(tids) == 1:
+        return Match(tids[0], "causality", notes)
+    strong = [tid for tid in tids if fit(track.guest, pool.thread(tid)).is_unique]
+    if len(strong) == 1:
+        return Match(strong[0], "causality", notes)
+    named = [tid for tid in (strong or tids) if pool.vcpu_ids.get(tid) == cpu]
+    if len(named) == 1:
+        return Match(named[0], "vcpu-id", notes)
+    listed = ", ".join(map(str, tids[:8])) + (", ..." if len(tids) > 8 else "")
+    return Match(None, "causality", (*notes, f"{len(tids)} threads can hold its events: {listed}"))

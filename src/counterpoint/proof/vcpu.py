@@ -1,0 +1,373 @@
+"""One guest CPU against one host thread: epochs, claims and witnesses put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from counterpoint.claims.model import Claim
+from counterpoint.clocks.counter import I64, to_signed
+from counterpoint.proof.epochs import Stretch, change_points, find_stretches
+from counterpoint.proof.feasible import Interval
+from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, Candidate, Check, Fit, Thread, check, fit
+from counterpoint.proof.tracks import Track
+from counterpoint.proof.verdicts import (
+    ClaimProof,
+    Counterexample,
+    EpochProof,
+    MisStamped,
+    VcpuProof,
+    Verdict,
+    Witness,
+)
+from counterpoint.proof.windows import FOREVER
+from counterpoint.traces.recording import Recording
+
+BY_CAUSALITY = "causality"
+
+
+@dataclass(slots=True)
+class _Part:
+    """Events ``first``..``last`` of the track at relative offset ``offset``; ``sure`` events bound it."""
+
+    first: int
+    last: int
+    sure: tuple[int, int]
+    fit: Fit
+    offset: int
+    source: str = BY_CAUSALITY
+    host_from: int | None = None
+    host_to: int | None = None
+
+
+class VcpuProver:
+    """Proves one guest CPU's clock map. All numbers inside are relative to the track's and the windows' bases."""
+
+    def __init__(self, guest: Recording, track: Track, thread: Thread) -> None:
+        """Take the guest CPU's events and the thread's windows."""
+        self.guest = guest
+        self.track = track
+        self.thread = thread
+        self.base = thread.windows.base
+
+    # -- entry point
+
+    def prove(self, claims: list[Claim], matched_by: str, notes: tuple[str, ...]) -> VcpuProof:
+        """Find the epochs, hold every claim against them, and report with witnesses."""
+        usable = [c for c in claims if not c.is_scaled]
+        parts = self._from_one_claim(usable)
+        late: list[tuple[int, int, Stretch | None]] = []
+        stray: list[str] = []
+        if parts is None:
+            stretches = find_stretches(self.track.guest, self.thread)
+            parts, late, stray = self._parts(stretches, usable)
+        if not parts:
+            parts = [self._unbounded_part(usable)]
+        mis_stamped = tuple(self._mis_stamped(first, last, parts) for first, last, _ in late)
+        late_rows = np.zeros(len(self.track.guest), np.bool_)
+        for first, last, _ in late:
+            late_rows[first:last] = True
+        claim_proofs = tuple(self._claim(c, parts, late_rows) for c in claims)
+        epochs = tuple(self._epoch(index, parts, claim_proofs, late_rows) for index in range(len(parts)))
+        return VcpuProof(
+            self.track.cpu,
+            self.thread.windows.tid,
+            matched_by,
+            epochs,
+            claim_proofs,
+            mis_stamped,
+            (*notes, *stray),
+        )
+
+    # -- epochs
+
+    def _relative(self, claim: Claim) -> int:
+        return self.track.relative_offset(claim.offset, self.base)
+
+    def _host_relative(self, stamp: int | None) -> int | None:
+        return None if stamp is None else to_signed(stamp - self.base)
+
+    def _from_one_claim(self, claims: list[Claim]) -> list[_Part] | None:
+        """One epoch at a claim that speaks of all time and holds for all events; None where there is none."""
+        for claim in claims:
+            if claim.host_from is not None or claim.host_to is not None:
+                continue
+            offset = self._relative(claim)
+            outcome = check(self.track.guest, offset, self.thread)
+            if outcome.feasible and outcome.evidence >= EVIDENCE_FOR_CLAIM:
+                lo, hi = outcome.feasible
+                found = Fit((Candidate(lo, hi, outcome.inside, outcome.evidence),))
+                count = len(self.track.guest)
+                return [_Part(0, count, (0, count), found, offset, claim.source)]
+        return None
+
+    def _unbounded_part(self, claims: list[Claim]) -> _Part:
+        """All events at the first claim's offset (or none), where nothing could be found."""
+        count = len(self.track.guest)
+        found = fit(self.track.guest, self.thread)
+        if claims:
+            return _Part(0, count, (0, count), found, self._relative(claims[0]), claims[0].source)
+        return _Part(0, count, (0, count), Fit(many=found.many), 0, "")
+
+    def _parts(
+        self, stretches: list[Stretch], claims: list[Claim]
+    ) -> tuple[list[_Part], list[tuple[int, int, Stretch | None]], list[str]]:
+        """Cut the events at the changes; also the mis-stamped runs, and notes on events that fit nowhere."""
+        guest, count = self.track.guest, len(self.track.guest)
+        parts: list[_Part] = []
+        late: list[tuple[int, int, Stretch | None]] = []
+        notes: list[str] = []
+        for stretch in stretches:
+            offset, source = self._choose(stretch, claims)
+            sure = (stretch.sure_first, stretch.sure_last)
+            parts.append(_Part(stretch.first, stretch.last, sure, stretch.fit, offset, source))
+        if not parts:
+            return parts, late, notes
+        points = change_points(guest, stretches)
+        parts[0].first, parts[-1].last = 0, count
+        for left, right, point in zip(parts, parts[1:], points, strict=False):
+            left_end = min(left.last, point)
+            change = self._announced(left, right, claims)
+            if change is not None:
+                left.host_to = right.host_from = change
+                begin, end = left.sure[1], max(point, right.sure[0])
+                after = np.flatnonzero(guest[begin:end] - right.offset >= change)
+                if left.last >= point and len(after):
+                    point = left_end = begin + int(after[0])
+                else:
+                    begin = left.sure[0]
+                    past = np.flatnonzero(guest[begin:left_end] - left.offset > change)
+                    left_end = begin + int(past[0]) if len(past) else left_end
+            if point - left_end and point in self.track.late_ends:
+                late.append((left_end, point, None))
+                left.last = left_end
+            else:
+                if point - left_end:
+                    notes.append(
+                        f"{point - left_end} events between two epochs fit neither (guest stamps"
+                        f" {self._stamp(left_end)} to {self._stamp(point - 1)})"
+                    )
+                left.last = point
+            right.first = point
+            left.sure = (left.sure[0], min(left.sure[1], left.last))
+            right.sure = (max(right.sure[0], right.first), right.sure[1])
+        return parts, late, notes
+
+    def _choose(self, stretch: Stretch, claims: list[Claim]) -> tuple[int, str]:
+        """The offset in use: a claim's that the stretch allows, else the middle of its best interval."""
+        for claim in claims:
+            offset = self._relative(claim)
+            if any(c.lo <= offset <= c.hi for c in stretch.fit.candidates) and self._speaks_of(claim, stretch, offset):
+                return offset, claim.source
+        return stretch.middle, BY_CAUSALITY
+
+    def _speaks_of(self, claim: Claim, stretch: Stretch, offset: int) -> bool:
+        """Whether the claim's span of host time holds the middle of the stretch."""
+        middle = int(self.track.guest[(stretch.sure_first + stretch.sure_last) // 2]) - offset
+        begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
+        return (begin is None or middle >= begin) and (end is None or middle < end)
+
+    def _announced(self, left: _Part, right: _Part, claims: list[Claim]) -> int | None:
+        """The host time of a change that a claim names: one ends where the next begins, both offsets in use."""
+        begins = {c.host_from for c in claims if c.host_from is not None and self._relative(c) == right.offset}
+        for claim in claims:
+            if claim.host_to in begins and claim.host_to is not None and self._relative(claim) == left.offset:
+                return self._host_relative(claim.host_to)
+        return None
+
+    def _mis_stamped(self, first: int, last: int, parts: list[_Part]) -> MisStamped:
+        """How late the events first..last are, where their windows tell."""
+        guest, track = self.track.guest, self.track
+        following = next(p for p in parts if p.first >= last)
+        before = [p for p in parts if p.last <= first]
+        events = guest[first:last]
+        end = int(guest[last]) - following.offset
+        begin = following.host_from
+        if begin is None:
+            begin = int(guest[before[-1].last - 1]) - before[-1].offset if before else -int(FOREVER)
+        low, high = int(events.max()) - end, int(events.min()) - begin
+        found = fit(events, self.thread, (low, high), 0) if low <= high else Fit()
+        late_by, offset = None, None
+        if len(found.candidates) == 1:
+            best = found.candidates[0]
+            late_by = best.lo - following.offset, best.hi - following.offset
+            offset = track.absolute_offset((best.lo + best.hi) // 2, self.base)
+        return MisStamped(track.rows[first:last], self._stamp(first), self._stamp(last - 1), late_by, offset)
+
+    # -- reporting
+
+    def _stamp(self, position: int) -> int:
+        return int(self.guest.stamp[self.track.rows[position]])
+
+    def _host(self, relative_stamp: int | None) -> int | None:
+        if relative_stamp is None or abs(relative_stamp) >= int(FOREVER):
+            return None
+        return relative_stamp + self.base
+
+    def _epoch(
+        self, index: int, parts: list[_Part], claims: tuple[ClaimProof, ...], late_rows: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    ) -> EpochProof:
+        part, track = parts[index], self.track
+        first_epoch, last_epoch = index == 0, index == len(parts) - 1
+        outcome = check(track.guest[part.first : part.last], part.offset, self.thread)
+        sure_at = part.sure[0]
+        sure = check(track.guest[part.sure[0] : part.sure[1]], part.offset, self.thread)
+        candidates = sorted((c.lo, c.hi) for c in part.fit.candidates)
+        feasible = (candidates[0][0], max(hi for _, hi in candidates)) if candidates else None
+        known = part.source != "" and (bool(candidates) or part.source != BY_CAUSALITY)
+        host_first = int(track.guest[part.first]) - part.offset
+        host_last = int(track.guest[part.last - 1]) - part.offset
+        return EpochProof(
+            rows=track.rows[part.first : part.last],
+            guest_from=None if first_epoch else self._stamp(part.first),
+            guest_to=None if last_epoch else self._stamp(part.last - 1),
+            host_from=None if first_epoch else self._host(host_first if part.host_from is None else part.host_from),
+            host_to=None if last_epoch else self._host(host_last if part.host_to is None else part.host_to),
+            offset=track.absolute_offset(part.offset, self.base) if known else None,
+            source=part.source,
+            verdict=self._verdict(part, outcome, claims),
+            feasible=self._absolute(feasible),
+            candidates=tuple(pair for c in candidates if (pair := self._absolute(c))),
+            inside=outcome.inside if known else 0,
+            violations=outcome.violations if known else 0,
+            unknown=outcome.unknown if known else len(track.guest),
+            evidence=outcome.evidence if known else 0,
+            low=self._witness(sure, sure_at, part.offset, low=True),
+            high=self._witness(sure, sure_at, part.offset, low=False),
+        )
+
+    def _absolute(self, interval: Interval | None) -> Interval | None:
+        if interval is None or max(abs(interval[0]), abs(interval[1])) >= int(FOREVER):
+            return None
+        lo, hi = (self.track.absolute_offset(value, self.base) for value in interval)
+        return lo, hi
+
+    def _verdict(self, part: _Part, outcome: Check, claims: tuple[ClaimProof, ...]) -> Verdict:
+        refuted = [c for c in claims if c.verdict is Verdict.REFUTED and self._is_about(c.claim, part)]
+        if not part.fit.candidates:
+            return Verdict.REFUTED if refuted else Verdict.UNBOUNDED
+        if part.source != BY_CAUSALITY and not outcome.violations and outcome.evidence >= EVIDENCE_FOR_CLAIM:
+            return Verdict.PROVED
+        if refuted:
+            return Verdict.REFUTED
+        if part.fit.is_unique and not outcome.violations:
+            return Verdict.DERIVED
+        return Verdict.AMBIGUOUS if outcome.inside else Verdict.UNBOUNDED
+
+    def _is_about(self, claim: Claim, part: _Part) -> bool:
+        """Whether the claim's span of host time meets the part's events."""
+        begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
+        first = int(self.track.guest[part.first]) - part.offset
+        last = int(self.track.guest[part.last - 1]) - part.offset
+        return (begin is None or begin <= last) and (end is None or end > first)
+
+    def _witness(self, outcome: Check, at: int, offset: int, *, low: bool) -> Witness | None:
+        """The event that bounds the offset on one side, and its span."""
+        position = outcome.low_event if low else outcome.high_event
+        if outcome.feasible is None or position < 0 or abs(outcome.feasible[0 if low else 1]) >= int(FOREVER):
+            return None
+        position += at
+        span = int(np.searchsorted(self.thread.lo, self.track.guest[position] - offset, side="right")) - 1
+        begin, end = int(self.thread.lo[span]), int(self.thread.hi[span])
+        row = int(self.track.rows[position])
+        bound = self.track.absolute_offset(outcome.feasible[0 if low else 1], self.base)
+        return Witness(
+            int(self.guest.stamp[row]),
+            row,
+            self.guest.event_name(int(self.guest.event_id[row])),
+            self._host(begin),
+            self._host(end),
+            self._edge_event(begin, entry=True),
+            self._edge_event(end, entry=False),
+            bound,
+        )
+
+    def _edge_event(self, stamp: int, *, entry: bool) -> str:
+        windows = self.thread.windows
+        edges = windows.lo if entry else windows.hi
+        at = np.flatnonzero((edges == stamp) & windows.is_run)
+        if not len(at):
+            return ""
+        return "kvm_entry" if entry else "kvm_exit"
+
+    # -- claims
+
+    def _claim(self, claim: Claim, parts: list[_Part], late_rows: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> ClaimProof:
+        if claim.is_scaled:
+            reason = f"it scales by {claim.ratio} / 2^{claim.frac_bits}, which one offset cannot express"
+            return ClaimProof(claim, Verdict.UNBOUNDED, 0, 0, len(self.track.guest), reason=reason)
+        positions = self._spoken_of(claim, parts, late_rows)
+        events, offset = self.track.guest[positions], self._relative(claim)
+        outcome = check(events, offset, self.thread)
+        counts = outcome.inside, outcome.violations, outcome.unknown
+        if outcome.violations:
+            example = self._counterexample(positions, outcome, offset)
+            return ClaimProof(claim, Verdict.REFUTED, *counts, counterexample=example)
+        if outcome.evidence >= EVIDENCE_FOR_CLAIM:
+            return ClaimProof(claim, Verdict.PROVED, *counts)
+        sound = [p for p in parts if p.fit.is_unique and self._is_about(claim, p)]
+        if len(events) and sound and not any(lo <= offset <= hi for p in sound for lo, hi in _intervals(p)):
+            other = sound[0]
+            reason = (
+                f"it puts {outcome.unknown} of {len(events)} events where the host saw nothing, while"
+                f" {other.fit.candidates[0].inside} events fit run windows at one other offset alone"
+            )
+            row = int(self.track.rows[positions[0]])
+            host = int(self.track.guest[positions[0]]) - offset
+            example = Counterexample(
+                int(self.guest.stamp[row]), row, self.guest.event_name(int(self.guest.event_id[row])),
+                host + self.base, None, None, reason,
+            )  # fmt: skip
+            return ClaimProof(claim, Verdict.REFUTED, *counts, counterexample=example, reason=reason)
+        reason = "no event falls where the host saw its thread" if not outcome.inside else (
+            f"only {outcome.inside} events fall into run windows: chance may do that"
+        )
+        return ClaimProof(claim, Verdict.UNBOUNDED, *counts, reason=reason)
+
+    def _spoken_of(self, claim: Claim, parts: list[_Part], late_rows: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> I64:
+        """Positions of the events that the claim speaks of: its span of host time, by the maps in use."""
+        begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
+        keep = ~late_rows
+        if begin is not None or end is not None:
+            host = np.zeros(len(self.track.guest), np.int64)
+            for part in parts:
+                # with no better map the claim's own word places its events
+                offset = part.offset if part.fit.candidates else self._relative(claim)
+                host[part.first : part.last] = self.track.guest[part.first : part.last] - offset
+            keep &= (host >= (begin if begin is not None else -FOREVER)) & (host < (end if end is not None else FOREVER))
+        return np.flatnonzero(keep)
+
+    def _counterexample(self, positions: I64, outcome: Check, offset: int) -> Counterexample:
+        position = int(positions[int(np.flatnonzero(outcome.violating)[0])])
+        host = int(self.track.guest[position]) - offset
+        gap = int(np.searchsorted(self.thread.lo, host, side="right")) - 1
+        row = int(self.track.rows[position])
+        left, entered = self._host(int(self.thread.hi[gap])), self._host(int(self.thread.lo[gap + 1]))
+        return Counterexample(
+            int(self.guest.stamp[row]),
+            row,
+            self.guest.event_name(int(self.guest.event_id[row])),
+            host + self.base,
+            left,
+            entered,
+            f"thread {self.thread.windows.tid} was outside guest mode from {left} to {entered}",
+        )
+
+
+def _intervals(part: _Part) -> list[Interval]:
+    return [(c.lo, c.hi) for c in part.fit.candidates]
+
+
+def unmatched(track: Track, claims: list[Claim], matched_by: str, notes: tuple[str, ...]) -> VcpuProof:
+    """The report on a guest CPU whose thread was not found: nothing is known, no claim was asked."""
+    epoch = EpochProof(
+        rows=track.rows, guest_from=None, guest_to=None, host_from=None, host_to=None, offset=None, source="",
+        verdict=Verdict.UNBOUNDED, feasible=None, candidates=(), inside=0, violations=0,
+        unknown=len(track.guest), evidence=0,
+    )  # fmt: skip
+    proofs = tuple(
+        ClaimProof(c, Verdict.UNBOUNDED, 0, 0, len(track.guest), reason="its host thread was not found")
+        for c in claims
+    )
+    return replace(VcpuProof(track.cpu, None, matched_by, (epoch,), proofs), notes=notes)

@@ -1,0 +1,321 @@
+"""The main job: claims gathered, each vCPU proved, recordings merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from os import PathLike
+
+import numpy as np
+
+from counterpoint.claims import given, time_shift, tsc_offset_events
+from counterpoint.claims.model import Claim
+from counterpoint.clocks.counter import to_signed
+from counterpoint.clocks.rate import Rate
+from counterpoint.errors import UsageError
+from counterpoint.proof.matching import Hints, Match, ThreadPool, match
+from counterpoint.proof.tracks import tracks_of
+from counterpoint.proof.vcpu import BY_CAUSALITY, VcpuProver, unmatched
+from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict, worst
+from counterpoint.timeline.merge import Machine, Timeline
+from counterpoint.traces.rates import rate_of
+from counterpoint.traces.recording import Recording
+from counterpoint.traces.ring import U64
+
+Source = str | PathLike[str] | Recording
+
+
+@dataclass(frozen=True, slots=True)
+class GuestProof:
+    """One guest recording and the proof of each of its CPUs against its parent's recording."""
+
+    name: str
+    recording: Recording
+    parent: str
+    vcpus: tuple[VcpuProof, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of its vCPUs' verdicts."""
+        return worst([v.verdict for v in self.vcpus])
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    """What ``sync`` found: a proof for every guest CPU, and the timeline made with it."""
+
+    host: Recording
+    host_name: str
+    guests: tuple[GuestProof, ...]
+    rate: Rate | None
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def is_sound(self) -> bool:
+        """Every guest CPU proved or derived, no claim refuted, nothing unknown to the machine."""
+        return all(g.vcpus and all(v.is_sound for v in g.vcpus) for g in self.guests)
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """All events of all machines whose clock maps are known, in one order."""
+        machines = [Machine(self.host_name, self.host, None, self.host.stamp, np.ones(len(self.host), np.bool_))]
+        by_name = {m.name: m for m in machines}
+        for guest in self._parents_first():
+            parent = by_name[guest.parent]
+            stamp, placed = _to_parent(guest)
+            if guest.parent != self.host_name:
+                stamp, placed = _through(guest, stamp, placed, parent)
+            machine = Machine(guest.name, guest.recording, guest.parent, stamp, placed)
+            by_name[guest.name] = machine
+        machines += [by_name[g.name] for g in self.guests]
+        return Timeline(machines, self.rate)
+
+    def _parents_first(self) -> list[GuestProof]:
+        done, order, left = {self.host_name}, [], list(self.guests)
+        while left:
+            ready = [g for g in left if g.parent in done]
+            order += ready
+            done |= {g.name for g in ready}
+            left = [g for g in left if g.name not in done]
+        return order
+
+
+def sync(
+    host: Source,
+    *guests: Source,
+    offsets: Iterable[str] = (),
+    claims_file: str | PathLike[str] | None = None,
+    use_claims: bool = True,
+    tids: Iterable[str] = (),
+    parents: Mapping[str, str] | None = None,
+) -> SyncResult:
+    """Prove how each guest's clocks relate to the host's, and merge.
+
+    ``host`` and ``guests`` are trace.dat files or open recordings. ``offsets``: claims "[GUEST:]CPU=TICKS";
+    ``claims_file``: JSON lines of claims; ``use_claims`` False derives all from the events alone. ``tids``: known
+    threads "[GUEST:]CPU=TID". ``parents``: child name to parent name where a guest's host is another guest.
+    Raises BadFileError for files that cannot be read and UsageError for a request that makes no sense.
+    """
+    host_recording = _open(host)
+    recordings = [_open(g) for g in guests]
+    if not recordings:
+        raise UsageError("a guest recording is needed beside the host's")
+    names = _names([host_recording, *recordings])
+    host_name, guest_names = names[0], names[1:]
+    parent_of = _parents(host_name, guest_names, parents or {})
+    by_name = dict(zip(names, [host_recording, *recordings], strict=True))
+    typed = [given.parse_offset(text) for text in offsets] if use_claims else []
+    if claims_file is not None and use_claims:
+        typed += given.read_claims(claims_file)
+    threads = [given.parse_assignment(text, "--tid", "[GUEST:]CPU=TID") for text in tids]
+    for name in [*(g for g, _ in typed), *(g for g, _, _ in threads)]:
+        if name is not None and name not in guest_names:
+            raise UsageError(f"no guest is called {name!r} (there are: {', '.join(guest_names)})")
+
+    warnings: list[str] = []
+    for name, recording in by_name.items():
+        warnings += recording.warnings
+        if not len(recording):
+            warnings.append(f"{name}: the recording holds no events")
+    pools: dict[str, ThreadPool] = {}
+    proofs = []
+    for name, recording in zip(guest_names, recordings, strict=True):
+        parent = parent_of[name]
+        if parent not in pools:
+            pools[parent] = ThreadPool(by_name[parent])
+        proofs.append(
+            _prove_guest(
+                name,
+                recording,
+                parent,
+                by_name[parent],
+                pools[parent],
+                [c for g, c in typed if g in (None, name)],
+                {cpu: tid for g, cpu, tid in threads if g in (None, name)},
+                use_claims,
+            )
+        )
+    return SyncResult(
+        host_recording,
+        host_name,
+        tuple(proofs),
+        next((r for r in map(rate_of, by_name.values()) if r is not None), None)
+        if host_recording.unit == "ticks"
+        else rate_of(host_recording),
+        tuple(dict.fromkeys(warnings)),
+    )
+
+
+def _open(source: Source) -> Recording:
+    return source if isinstance(source, Recording) else Recording.open(source)
+
+
+def _names(recordings: Sequence[Recording]) -> list[str]:
+    """File stems, made unique with the folder's name where two files share one."""
+    stems = [r.name for r in recordings]
+    out = []
+    for recording, stem in zip(recordings, stems, strict=True):
+        name = stem if stems.count(stem) == 1 else f"{recording.path.absolute().parent.name}/{stem}"
+        while name in out:
+            name += "'"
+        out.append(name)
+    return out
+
+
+def _parents(host: str, guests: Sequence[str], said: Mapping[str, str]) -> dict[str, str]:
+    for child, parent in said.items():
+        if child not in guests:
+            raise UsageError(f"--parent {child}={parent}: no guest is called {child!r} ({', '.join(guests)})")
+        if parent != host and parent not in guests:
+            raise UsageError(f"--parent {child}={parent}: no recording is called {parent!r}")
+    out = {guest: said.get(guest, host) for guest in guests}
+    for guest in guests:
+        seen, at = {guest}, out[guest]
+        while at != host:
+            if at in seen:
+                raise UsageError(f"--parent: {guest} is its own ancestor")
+            seen.add(at)
+            at = out[at]
+    return out
+
+
+def _prove_guest(
+    name: str,
+    guest: Recording,
+    parent: str,
+    host: Recording,
+    pool: ThreadPool,
+    typed: list[Claim],
+    tids: dict[int, int],
+    use_claims: bool,
+) -> GuestProof:
+    """Match and prove every CPU of one guest against its parent's recording."""
+    warnings: list[str] = []
+    tracks = tracks_of(guest)
+    if not pool.tids:
+        warnings.append(
+            f"{parent}: no kvm_entry or kvm_exit events, so nothing bounds {name}'s clocks"
+            " (record the host with -e kvm; is it the host's recording?)"
+        )
+    if guest.unit != host.unit:
+        warnings.append(
+            f"{name} is recorded in {guest.clock} ({guest.unit}), {parent} in {host.clock} ({host.unit}):"
+            " one offset cannot relate them"
+        )
+    elif guest.clock != host.clock:
+        warnings.append(f"{name} is recorded in {guest.clock}, {parent} in {host.clock}: taken as one rate")
+    hints = Hints(given=dict(tids))
+    by_cpu: list[Claim] = list(typed)
+    if use_claims:
+        shift, notes = time_shift.claims_of(guest, host)
+        warnings += notes
+        by_cpu += shift
+        hints.guest_option = _guest_option(guest, host)
+    writes = tsc_offset_events.claims_of(host) if use_claims and guest.unit == "ticks" else []
+    related = guest.unit == host.unit
+    claimed: dict[int, list[int]] = {}
+    for claim in by_cpu:
+        if claim.guest_cpu is not None and not claim.is_scaled:
+            claimed.setdefault(claim.guest_cpu, []).append(claim.offset)
+    for cpu, tid in tids.items():
+        if tid not in pool.tids:
+            raise UsageError(f"--tid {cpu}={tid}: thread {tid} has no kvm events in {parent}")
+    matches = match(tracks, pool, hints, claimed) if related and pool.tids else {}
+    vcpus = []
+    for track in tracks:
+        found = matches.get(track.cpu, Match(None, BY_CAUSALITY))
+        mine = [c for c in by_cpu if c.guest_cpu == track.cpu]
+        if found.tid is None:
+            vcpus.append(unmatched(track, mine, found.matched_by, found.notes))
+            continue
+        mine += [c for c in writes if c.tid == found.tid]
+        prover = VcpuProver(guest, track, pool.thread(found.tid))
+        vcpus.append(prover.prove(mine, found.matched_by, found.notes))
+    known = {track.cpu for track in tracks}
+    for claim in typed:
+        if claim.guest_cpu is not None and claim.guest_cpu not in known:
+            warnings.append(f"{name}: CPU {claim.guest_cpu}, which {claim.source} speaks of, has no events")
+    return GuestProof(name, guest, parent, _one_offset(vcpus), tuple(warnings))
+
+
+def _guest_option(guest: Recording, host: Recording) -> dict[int, int]:
+    """Threads by guest CPU, from the host's GUEST option that carries the guest's trace id."""
+    for option in host.options.guests:
+        if guest.options.trace_id is not None and option.trace_id == guest.options.trace_id:
+            return {cpu: tid for cpu, tid in option.vcpus if tid > 0}
+    return {}
+
+
+def _one_offset(vcpus: list[VcpuProof]) -> tuple[VcpuProof, ...]:
+    """Let derived epochs whose intervals overlap share one offset, the middle of what they have in common.
+
+    KVM keeps the vCPUs of a VM on one offset unless told otherwise; where the proofs allow it, one offset keeps the
+    guest's own order between its CPUs. Each epoch's interval stays its own.
+    """
+    epochs = [e for v in vcpus for e in v.epochs if e.verdict is Verdict.DERIVED and e.feasible]
+
+    def shared(epoch: EpochProof) -> EpochProof:
+        if epoch.verdict is not Verdict.DERIVED or epoch.feasible is None:
+            return epoch
+        lo, hi = epoch.feasible
+        for other in epochs:
+            if other.feasible and max(lo, other.feasible[0]) <= min(hi, other.feasible[1]):
+                lo, hi = max(lo, other.feasible[0]), min(hi, other.feasible[1])
+        return replace(epoch, offset=(lo + hi) // 2)
+
+    return tuple(replace(v, epochs=tuple(shared(e) for e in v.epochs)) for v in vcpus)
+
+
+def _to_parent(guest: GuestProof) -> tuple[U64, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    """A guest's events in its parent's time: (stamps u64[n], placed bool[n])."""
+    recording = guest.recording
+    stamp = np.zeros(len(recording), np.uint64)
+    placed = np.zeros(len(recording), np.bool_)
+    for vcpu in guest.vcpus:
+        spans = [(e.rows, e.offset) for e in vcpu.epochs] + [(m.rows, m.offset) for m in vcpu.mis_stamped]
+        last = next((e.offset for e in reversed(vcpu.epochs) if e.offset is not None), None)
+        for rows, offset in spans:
+            used = last if offset is None and len(vcpu.mis_stamped) else offset
+            if used is None:
+                continue
+            stamp[rows] = recording.stamp[rows] - np.uint64(used & 0xFFFFFFFFFFFFFFFF)
+            placed[rows] = True
+    return stamp, placed
+
+
+def _through(
+    guest: GuestProof,
+    stamp: U64,
+    placed: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    parent: Machine,
+) -> tuple[U64, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    """Take a nested guest's events from its parent's time to the host's.
+
+    Each event goes by the map of the parent's CPU that its thread last entered the guest on.
+    """
+    delta = parent.host_stamp - parent.recording.stamp
+    for vcpu in guest.vcpus:
+        if vcpu.host_tid is None:
+            continue
+        entries = parent.recording.rows(parent.recording.format_named("kvm", "kvm_entry"))
+        entries = entries[parent.recording.pid[entries] == vcpu.host_tid]
+        entries = entries[np.argsort(parent.recording.stamp[entries], kind="stable")]
+        rows = np.concatenate([e.rows for e in vcpu.epochs])
+        rows = rows[placed[rows]]
+        if not len(entries):
+            placed[rows] = False
+            continue
+        at = np.searchsorted(parent.recording.stamp[entries], stamp[rows], side="right") - 1
+        entry = entries[np.maximum(at, 0)]
+        stamp[rows] += delta[entry]
+        placed[rows] &= parent.placed[entry]
+    return stamp, placed
+
+
+def offset_width(epoch: EpochProof) -> int | None:
+    """The width of an epoch's feasible interval in trace-clock units, None where it is unbounded."""
+    if epoch.feasible is None:
+        return None
+    return to_signed(epoch.feasible[1] - epoch.feasible[0])
