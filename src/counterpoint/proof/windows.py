@@ -215,12 +215,11 @@ def _build(
         is_run.append(np.zeros(len(lo), np.bool_))
         entry_rows.append(np.full(len(lo), -1, np.int64))
         exit_rows.append(np.full(len(lo), -1, np.int64))
+    if len(lost_cpu):
+        _split_at_losses(spans_lo, spans_hi, is_run, entry_rows, exit_rows, cpu[:-1][run], lost)
     all_lo, all_hi = np.concatenate(spans_lo), np.concatenate(spans_hi)
     all_run = np.concatenate(is_run)
     entry, leave = np.concatenate(entry_rows), np.concatenate(exit_rows)
-    if len(lost_cpu):
-        # a loss on the window's own CPU may hide an exit and the next entry
-        all_run &= ~_hit_by_loss(all_lo, all_hi, all_run, entry, rows, cpu, lost)
     order = np.lexsort((all_hi, all_lo))
     lo, hi, is_run_sorted = all_lo[order], all_hi[order], all_run[order]
     entry, leave = entry[order], leave[order]
@@ -242,19 +241,39 @@ def _overlaps(lo: I64, hi: I64, hole_from: I64, hole_to: I64) -> Spans:
     return np.maximum(lo[span], hole_from[hole]), np.minimum(hi[span], hole_to[hole])
 
 
-def _hit_by_loss(
-    lo: I64,
-    hi: I64,
-    is_run: npt.NDArray[np.bool_],
-    entry: I64,
-    rows: I64,
+def _split_at_losses(
+    spans_lo: list[I64],
+    spans_hi: list[I64],
+    is_run: list[npt.NDArray[np.bool_]],
+    entry_rows: list[I64],
+    exit_rows: list[I64],
     cpu: I64,
     lost: tuple[I64, I64, I64],
-) -> npt.NDArray[np.bool_]:
-    """Which run windows overlap a loss on the CPU of their own entry."""
-    hit = np.zeros(len(lo), np.bool_)
-    cpu_of = dict(zip(rows.tolist(), cpu.tolist(), strict=True))
-    for lost_cpu, begin, end in zip(*(part.tolist() for part in lost), strict=True):
-        for index in np.flatnonzero(is_run & (lo < end) & (hi > begin)).tolist():
-            hit[index] |= cpu_of[int(entry[index])] == lost_cpu
-    return hit
+) -> None:
+    """Cut the run windows (list entry 1) at losses on their own CPU, which may hide an exit and the next entry.
+
+    Before the loss no exit was seen, and an exit after it without an entry means that the guest ran up to it: only the
+    span of the loss itself is unknown.
+    """
+    pieces: list[tuple[int, int, bool, int, int]] = []
+    keep = np.ones(len(spans_lo[1]), np.bool_)
+    losses = sorted(zip(*(part.tolist() for part in lost), strict=True), key=lambda loss: loss[1])
+    hit: dict[int, list[tuple[int, int]]] = {}
+    for number, begin, end in losses:
+        for index in np.flatnonzero((cpu == number) & (spans_lo[1] < end) & (spans_hi[1] > begin)).tolist():
+            hit.setdefault(index, []).append((begin, end))
+    for index, cuts in hit.items():
+        keep[index] = False
+        entry, leave = int(entry_rows[1][index]), int(exit_rows[1][index])
+        at, stop = int(spans_lo[1][index]), int(spans_hi[1][index])
+        for begin, end in cuts:
+            if begin > at:
+                pieces.append((at, begin, True, entry, leave))
+            pieces.append((max(at, begin), min(end, stop), False, -1, -1))
+            at = min(end, stop)
+        if at < stop:
+            pieces.append((at, stop, True, entry, leave))
+    for column in (spans_lo, spans_hi, is_run, entry_rows, exit_rows):
+        column[1] = column[1][keep]
+    for column, values in zip((spans_lo, spans_hi, is_run, entry_rows, exit_rows), zip(*pieces, strict=True), strict=False):
+        column.append(np.array(values, column[1].dtype))
