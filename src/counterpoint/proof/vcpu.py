@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from counterpoint.claims import given
 from counterpoint.claims.model import Claim
 from counterpoint.clocks.counter import I64, to_signed
 from counterpoint.proof.epochs import Stretch, change_points, find_stretches
@@ -245,6 +246,9 @@ class VcpuProver:
 
     def _verdict(self, part: _Part, outcome: Check, claims: tuple[ClaimProof, ...]) -> Verdict:
         refuted = [c for c in claims if c.verdict is Verdict.REFUTED and self._is_about(c.claim, part)]
+        # a number typed by hand is a question: its answer must not hide behind another source's
+        if any(c.claim.source == given.SOURCE for c in refuted):
+            return Verdict.REFUTED
         if not part.fit.candidates:
             return Verdict.REFUTED if refuted else Verdict.UNBOUNDED
         if part.source != BY_CAUSALITY and not outcome.violations and outcome.evidence >= EVIDENCE_FOR_CLAIM:

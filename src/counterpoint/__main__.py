@@ -1,0 +1,5 @@
+"""``python -m counterpoint``."""
+
+from counterpoint.commands.main import entry
+
+entry()

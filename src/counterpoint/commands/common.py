@@ -1,0 +1,77 @@
+"""Arguments and steps that several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from counterpoint.errors import UsageError
+
+if TYPE_CHECKING:
+    from counterpoint.timeline.sync import SyncResult
+
+
+def add_recordings(parser: argparse.ArgumentParser, *, guests: str) -> None:
+    """HOST GUEST...; ``guests`` is argparse's count of guests."""
+    parser.add_argument("host", metavar="HOST", help="the host's recording (trace.dat)")
+    parser.add_argument("guests", metavar="GUEST", nargs=guests, help="a guest's recording (trace.dat)")
+
+
+def add_claims(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what is claimed, and about whom."""
+    group = parser.add_argument_group("claims and matching")
+    group.add_argument(
+        "--offset", action="append", default=[], metavar="[GUEST:]CPU=TICKS",
+        help="claim: guest = host + TICKS on this guest CPU (repeatable)",
+    )  # fmt: skip
+    group.add_argument("--claims", metavar="FILE", help="claims as JSON lines, e.g. from a VMM")
+    group.add_argument("--no-claims", action="store_true", help="ignore every claim and derive")
+    group.add_argument(
+        "--tid", action="append", default=[], metavar="[GUEST:]CPU=TID",
+        help="the host thread that runs this guest CPU (repeatable)",
+    )  # fmt: skip
+    group.add_argument(
+        "--parent", action="append", default=[], metavar="CHILD=PARENT",
+        help="CHILD is PARENT's guest (file stems); without it every guest is HOST's",
+    )  # fmt: skip
+
+
+def run_sync(args: argparse.Namespace) -> SyncResult:
+    """Read the recordings that ``args`` names and prove them."""
+    from counterpoint.timeline.sync import sync
+
+    parents = {}
+    for text in args.parent:
+        child, equals, parent = text.partition("=")
+        if not equals or not child or not parent:
+            raise UsageError(f"--parent {text}: CHILD=PARENT is expected, as in --parent l2=l1")
+        parents[child] = parent
+    return sync(
+        args.host,
+        *args.guests,
+        offsets=args.offset,
+        claims_file=args.claims,
+        use_claims=not args.no_claims,
+        tids=args.tid,
+        parents=parents,
+    )
+
+
+def warn(text: str) -> None:
+    """One line on standard error."""
+    printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    print(f"counterpoint: {printable}", file=sys.stderr)  # noqa: T201
+
+
+def warn_all(result: SyncResult) -> None:
+    """What was noticed while reading and matching."""
+    for text in (*result.warnings, *(w for g in result.guests for w in g.warnings)):
+        warn(text)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")

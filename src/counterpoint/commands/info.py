@@ -1,0 +1,88 @@
+"""``counterpoint info FILE...``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from counterpoint.commands.common import print_json, warn
+
+if TYPE_CHECKING:
+    from counterpoint.traces.recording import Recording
+
+SHOWN_EVENTS = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "What a recording holds: clock, CPUs, events, losses, options that bear on time."
+    parser.epilog = "example:\n  counterpoint info host.dat"
+    parser.add_argument("file", metavar="FILE", help="a recording (trace.dat)")
+    parser.add_argument("--json", action="store_true", help="all of it as JSON (schema 1)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from counterpoint.outputs.report import info_report
+    from counterpoint.traces.recording import Recording
+
+    recording = Recording.open(args.file)
+    report = info_report(recording)
+    if args.json:
+        print_json(report)
+        return 0
+    for text in recording.warnings:
+        warn(text)
+    _print(report)
+    return 0
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from counterpoint.outputs.table import console
+
+    out = console()
+    facts = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    endian = "big-endian" if report["big_endian"] else "little-endian"
+
+    def fact(name: str, value: object) -> None:
+        facts.add_row(name, "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(value)))
+
+    fact("file", report["file"])
+    fact(
+        "format",
+        f"trace.dat v{report['version']}, compression {report['compression']}, {endian},"
+        f" {report['long_size'] * 8}-bit kernel",
+    )
+    fact("clock", report["clock"] + (f" ({report['khz']} kHz by {report['khz_source']})" if report["khz"] else ""))
+    if report["uname"]:
+        fact("machine", report["uname"])
+    fact("cpus", report["cpus"])
+    fact("events", report["events"])
+    if report["lost_marks"]:
+        fact("lost", f"{report['lost_events']} events at {report['lost_marks']} places (some may carry no count)")
+    if report["from"] is not None:
+        fact("from", report["from"])
+        fact("to", report["to"])
+    if report["trace_id"] is not None:
+        fact("trace id", f"{report['trace_id']:#x}")
+    for guest in report["guests"]:
+        pairs = ", ".join(f"cpu {v['cpu']} = thread {v['tid']}" for v in guest["vcpus"])
+        fact("guest", f"{guest['name']} (trace id {guest['trace_id']:#x}): {pairs}")
+    if report["time_shift"]:
+        shift = report["time_shift"]
+        samples = sum(len(c) for c in shift["cpus"])
+        fact("time shift", f"{samples} samples on {len(shift['cpus'])} CPUs, peer {shift['peer_trace_id']:#x}")
+    for buffer in report["buffers"]:
+        counts = ", ".join(f"cpu {c['cpu']}: {c['events']}" for c in buffer["cpus"])
+        fact(f"buffer {buffer['name'] or '(top)'}", f"{buffer['sub_buffer_size']} B sub-buffers; {counts}")
+    out.print(facts)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("event")
+    table.add_column("count", justify="right")
+    names = list(report["events_by_name"].items())
+    for name, count in names[:SHOWN_EVENTS]:
+        table.add_row(name, str(count))
+    if len(names) > SHOWN_EVENTS:
+        table.add_row(f"and {len(names) - SHOWN_EVENTS} more (--json lists all)", "")
+    out.print()
+    out.print(table)

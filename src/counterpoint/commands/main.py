@@ -1,0 +1,71 @@
+"""The command's entry: parses the name of a subcommand and imports only that one."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from counterpoint._version import __version__
+from counterpoint.errors import CounterpointError
+
+COMMANDS = {
+    "sync": "put a host's and its guests' recordings on one timeline, with proof",
+    "verify": "only the proof: hold what the files claim against causality",
+    "show": "the merged timeline as text, like trace-cmd report",
+    "info": "what a recording holds",
+}
+
+_EPILOG = "start with:  counterpoint sync host.dat guest.dat -o merged.pftrace"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command itself; a subcommand's own arguments are added when it is named."""
+    parser = argparse.ArgumentParser(
+        prog="counterpoint",
+        description="The kernel traces of a KVM host, its guests and their guests on one timeline, exactly, with proof.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"counterpoint {__version__}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0 sound, 1 in doubt, 2 bad input or usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    named = next((a for a in arguments if not a.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        sub = subparsers.add_parser(
+            name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+        if name == named:
+            module = importlib.import_module(f"counterpoint.commands.{name}")
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    args = parser.parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except CounterpointError as err:
+        print(f"counterpoint: {err}", file=sys.stderr)  # noqa: T201
+        return 2
+    except OSError as err:
+        if isinstance(err, BrokenPipeError):
+            # the reader has seen enough; do not let the interpreter's own flush complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"counterpoint: {err.filename or 'output'}: {err.strerror or err}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("counterpoint: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

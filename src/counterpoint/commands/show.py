@@ -1,0 +1,124 @@
+"""``counterpoint show HOST [GUEST...]``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from counterpoint.commands.common import add_claims, add_recordings, run_sync, warn, warn_all
+from counterpoint.errors import UsageError
+
+if TYPE_CHECKING:
+    from counterpoint.timeline.merge import Timeline
+    from counterpoint.timeline.sync import SyncResult
+
+BLOCK = 4096
+AROUND = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "The merged timeline as text, in host time. A recording alone is shown as trace-cmd report shows it.\n"
+        "Times are the host's trace-clock values: ticks of a counter, or seconds (12.000345678) of a clock in ns."
+    )
+    parser.epilog = (
+        "examples:\n"
+        "  counterpoint show host.dat guest.dat --event 'kvm:*' --cpu guest:0 --last 20\n"
+        "  counterpoint show host.dat guest.dat --around 310782733393\n\n"
+        "exit status: as for sync"
+    )
+    add_recordings(parser, guests="*")
+    group = parser.add_argument_group("what to show")
+    group.add_argument("--machine", action="append", default=[], metavar="NAME", help="events of this machine")
+    group.add_argument(
+        "--cpu", action="append", default=[], metavar="[MACHINE:]CPU", help="events of this CPU (of one machine)"
+    )
+    group.add_argument("--task", action="append", default=[], metavar="COMM|TID", help="events of this task (* and ?)")
+    group.add_argument(
+        "--event", action="append", default=[], metavar="[SYSTEM:]NAME", help="events of this name (* and ?)"
+    )
+    group.add_argument("--from", dest="begin", metavar="T", help="events from host time T on")
+    group.add_argument("--to", dest="end", metavar="T", help="events up to host time T")
+    group.add_argument("--around", metavar="T", help="the events before and after host time T")
+    group.add_argument(
+        "--context", type=int, default=AROUND, metavar="N", help=f"events on each side of --around ({AROUND})"
+    )
+    group.add_argument("--last", type=int, metavar="N", help="only the last N of them")
+    group.add_argument("--raw", action="store_true", help="list the fields instead of the print formats' text")
+    add_claims(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from counterpoint.outputs.text import TimelineText
+    from counterpoint.timeline.select import Selection, around, select
+
+    timeline, result = _timeline(args)
+    wanted = Selection(
+        machines=args.machine,
+        cpus=[_cpu(text) for text in args.cpu],
+        tasks=args.task,
+        events=args.event,
+        begin=_time(args.begin, timeline, "--from"),
+        end=_time(args.end, timeline, "--to"),
+    )
+    positions = select(timeline, wanted)
+    middle = _time(args.around, timeline, "--around")
+    if middle is not None:
+        positions = around(timeline, positions, middle, max(args.context, 0))
+    if args.last is not None:
+        positions = positions[max(0, len(positions) - args.last) :] if args.last > 0 else positions[:0]
+    text = TimelineText(timeline, raw=args.raw)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    block: list[str] = []
+    for line in text.lines(positions):
+        block.append(line)
+        if len(block) >= BLOCK:
+            sys.stdout.write("\n".join(block) + "\n")
+            block.clear()
+    if block:
+        sys.stdout.write("\n".join(block) + "\n")
+    sys.stdout.flush()
+    for reason in text.fallbacks:
+        warn(f"shown by its fields: {reason}")
+    return 0 if result is None or result.is_sound else 1
+
+
+def _timeline(args: argparse.Namespace) -> tuple[Timeline, SyncResult | None]:
+    if args.guests:
+        result = run_sync(args)
+        warn_all(result)
+        if result.timeline.unplaced:
+            warn(f"{result.timeline.unplaced} guest events are left out: no clock map is known for them")
+        return result.timeline, result
+    import numpy as np
+
+    from counterpoint.timeline.merge import Machine, Timeline
+    from counterpoint.traces.rates import rate_of
+    from counterpoint.traces.recording import Recording
+
+    recording = Recording.open(args.host)
+    for text in recording.warnings:
+        warn(text)
+    alone = Machine(recording.name, recording, None, recording.stamp, np.ones(len(recording), np.bool_))
+    return Timeline([alone], rate_of(recording)), None
+
+
+def _cpu(text: str) -> tuple[str | None, int]:
+    machine, _, cpu = text.rpartition(":")
+    if not cpu.isdigit():
+        raise UsageError(f"--cpu {text}: [MACHINE:]CPU is expected, as in --cpu guest:0")
+    return machine or None, int(cpu)
+
+
+def _time(text: str | None, timeline: Timeline, flag: str) -> int | None:
+    """A host stamp as typed: an integer, or seconds with a point for a clock in ns."""
+    if text is None:
+        return None
+    if re.fullmatch(r"-?\d+|0x[0-9a-fA-F]+", text):
+        return int(text, 0)
+    parts = re.fullmatch(r"(\d+)\.(\d{1,9})", text)
+    if parts and timeline.machines[0].recording.unit == "ns":
+        return int(parts[1]) * 1_000_000_000 + int(parts[2].ljust(9, "0"))
+    raise UsageError(f"{flag} {text}: a host stamp is expected, as the first column shows them")

@@ -1,0 +1,88 @@
+"""``counterpoint sync HOST GUEST...``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from counterpoint.commands.common import add_claims, add_recordings, print_json, run_sync, warn, warn_all
+from counterpoint.errors import UsageError
+
+if TYPE_CHECKING:
+    from counterpoint.timeline.sync import SyncResult
+
+ENDINGS = (".pftrace", ".txt", ".json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Put the recordings of a host and its guests on one timeline: gather what is claimed about each vCPU's\n"
+        "offset, prove or derive it from the run windows, and merge."
+    )
+    parser.epilog = (
+        "example:\n  counterpoint sync host.dat guest.dat -o merged.pftrace -o merged.txt\n\n"
+        "exit status: 0 all proved or derived, 1 something is refuted, ambiguous or unbounded, 2 bad input"
+    )
+    add_recordings(parser, guests="+")
+    add_claims(parser)
+    parser.add_argument(
+        "-o", "--output", action="append", default=[], metavar="FILE",
+        help=f"write the timeline; the ending says how: {' '.join(ENDINGS)} (repeatable)",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="overwrite existing output files")
+    parser.add_argument("--json", action="store_true", help="the proof as JSON (schema 1) on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    outputs = [Path(name) for name in args.output]
+    for path in outputs:
+        _check_output(path, force=args.force, inputs=[args.host, *args.guests])
+    result = run_sync(args)
+    warn_all(result)
+    # files first: whoever reads the table or the JSON may rely on them
+    for path in outputs:
+        _write(result, path, force=args.force)
+    if result.timeline.unplaced:
+        warn(f"{result.timeline.unplaced} guest events are left out of the timeline: no clock map is known for them")
+    if args.json:
+        from counterpoint.outputs.report import sync_report
+
+        print_json(sync_report(result))
+    else:
+        from counterpoint.outputs.table import print_sync
+
+        print_sync(result)
+    return 0 if result.is_sound else 1
+
+
+def _check_output(path: Path, *, force: bool, inputs: list[str]) -> None:
+    if path.suffix not in ENDINGS:
+        raise UsageError(f"-o {path}: the ending must be one of {' '.join(ENDINGS)}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"-o {path}: the folder {path.absolute().parent} does not exist")
+    if path.exists():
+        if any(Path(name).exists() and os.path.samefile(path, name) for name in inputs):
+            raise UsageError(f"-o {path}: that is one of the recordings")
+        if not force:
+            raise UsageError(f"-o {path}: the file exists (--force overwrites it)")
+
+
+def _write(result: SyncResult, path: Path, *, force: bool) -> None:
+    if path.suffix == ".pftrace":
+        from counterpoint.outputs.perfetto import write_perfetto
+
+        write_perfetto(result, path, overwrite=force)
+    elif path.suffix == ".txt":
+        from counterpoint.outputs.text import write_text
+
+        write_text(result.timeline, path, overwrite=force)
+    else:
+        from counterpoint.outputs.files import replacing
+        from counterpoint.outputs.report import sync_report
+
+        with replacing(path, overwrite=force) as file:
+            import json
+
+            file.write((json.dumps(sync_report(result), indent=2) + "\n").encode())

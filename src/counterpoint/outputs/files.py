@@ -1,0 +1,42 @@
+"""Output files that are whole or absent: written under a temporary name, renamed at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from counterpoint.errors import UsageError
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+    """Open a file that takes ``path``'s name when the block ends well, and is removed when it does not.
+
+    UsageError where ``path`` exists and ``overwrite`` is False, at the beginning and at the end.
+    """
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path}: the file exists")
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        if overwrite:
+            os.replace(name, path)
+        else:
+            # a link, unlike a rename, fails where somebody made the file meanwhile
+            try:
+                os.link(name, path)
+            except FileExistsError:
+                raise UsageError(f"{path}: the file exists") from None
+            os.unlink(name)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise

@@ -1,0 +1,228 @@
+"""The proof as JSON: schema 1 of ``sync --json``, ``verify --json`` and ``info --json``.
+
+Stamps and offsets are JSON integers of any size. Keys beyond the documented ones may be added; none changes meaning.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from counterpoint.clocks.rate import Rate
+from counterpoint.proof.verdicts import ClaimProof, Counterexample, EpochProof, MisStamped, VcpuProof, Witness
+from counterpoint.timeline.sync import GuestProof, SyncResult, offset_width
+from counterpoint.traces.rates import rate_of
+from counterpoint.traces.recording import Recording
+
+SCHEMA = 1
+
+Json = dict[str, Any]
+
+
+def sync_report(result: SyncResult, *, merged: bool = True) -> Json:
+    """The whole result; ``merged`` False (verify) leaves the timeline out, which is then never built."""
+    out: Json = {
+        "schema": SCHEMA,
+        "host": _recording(result.host_name, result.host),
+        "guests": [_guest(g, result.rate) for g in result.guests],
+    }
+    if merged:
+        timeline = result.timeline
+        stamps = timeline.host_ticks
+        ends = [int(stamps[0]), int(stamps[-1])] if len(stamps) else [None, None]
+        rate = timeline.rate
+        out["timeline"] = {
+            "events": len(timeline),
+            "from_ns": rate.to_ns(ends[0]) if rate and ends[0] is not None else None,
+            "to_ns": rate.to_ns(ends[1]) if rate and ends[1] is not None else None,
+            "unplaced": timeline.unplaced,
+            "ns_source": rate.source if rate else None,
+        }
+    out["warnings"] = [*result.warnings, *(w for g in result.guests for w in g.warnings)]
+    return out
+
+
+def _recording(name: str, recording: Recording) -> Json:
+    return {
+        "name": name,
+        "file": str(recording.path),
+        "clock": recording.clock,
+        "cpus": recording.cpus,
+        "events": len(recording),
+        "lost_events": recording.losses.total,
+    }
+
+
+def _guest(guest: GuestProof, rate: Rate | None) -> Json:
+    out = _recording(guest.name, guest.recording)
+    out["parent"] = guest.parent
+    out["vcpus"] = [_vcpu(v, guest.recording.unit, rate) for v in guest.vcpus]
+    return out
+
+
+def _vcpu(vcpu: VcpuProof, unit: str, rate: Rate | None) -> Json:
+    return {
+        "guest_cpu": vcpu.guest_cpu,
+        "host_tid": vcpu.host_tid,
+        "matched_by": vcpu.matched_by,
+        "verdict": vcpu.verdict.value,
+        "epochs": [_epoch(e, unit, rate) for e in vcpu.epochs],
+        "claims": [_claim(c) for c in vcpu.claims],
+        "mis_stamped": [_mis_stamped(m) for m in vcpu.mis_stamped],
+        "notes": list(vcpu.notes),
+    }
+
+
+def width_ns(epoch: EpochProof, rate: Rate | None) -> int | None:
+    """The width of the feasible interval in ns, rounded up; None: unbounded, or the rate is not known."""
+    width = offset_width(epoch)
+    return None if width is None or rate is None else -rate.to_ns(-width)
+
+
+def _epoch(epoch: EpochProof, unit: str, rate: Rate | None) -> Json:
+    out: Json = {
+        "guest_from": epoch.guest_from,
+        "guest_to": epoch.guest_to,
+        "host_from": epoch.host_from,
+        "host_to": epoch.host_to,
+        "offset": epoch.offset,
+        "unit": unit,
+        "ratio": 1,
+        "frac_bits": 0,
+        "source": epoch.source or None,
+        "verdict": epoch.verdict.value,
+        "feasible": list(epoch.feasible) if epoch.feasible else None,
+        "width_ns": width_ns(epoch, rate),
+        "checked": epoch.checked,
+        "inside": epoch.inside,
+        "violations": epoch.violations,
+        "unknown": epoch.unknown,
+        "evidence_bits": epoch.evidence,
+        "witnesses": {"low": _witness(epoch.low), "high": _witness(epoch.high)},
+    }
+    if len(epoch.candidates) > 1:
+        out["candidates"] = [list(c) for c in epoch.candidates]
+    return out
+
+
+def _witness(witness: Witness | None) -> Json | None:
+    if witness is None:
+        return None
+    return {
+        "bound": witness.bound,
+        "guest_stamp": witness.guest_stamp,
+        "guest_event": witness.guest_event,
+        "host_window": [witness.host_from, witness.host_to],
+        "host_events": [witness.host_from_event or None, witness.host_to_event or None],
+    }
+
+
+def _claim(proof: ClaimProof) -> Json:
+    claim = proof.claim
+    return {
+        "source": claim.source,
+        "detail": claim.detail or None,
+        "offset": claim.offset,
+        "ratio": claim.ratio,
+        "frac_bits": claim.frac_bits,
+        "host_from": claim.host_from,
+        "host_to": claim.host_to,
+        "verdict": proof.verdict.value,
+        "inside": proof.inside,
+        "violations": proof.violations,
+        "unknown": proof.unknown,
+        "reason": proof.reason or None,
+        "counterexample": _counterexample(proof.counterexample),
+    }
+
+
+def _counterexample(example: Counterexample | None) -> Json | None:
+    if example is None:
+        return None
+    return {
+        "guest_stamp": example.guest_stamp,
+        "guest_event": example.guest_event,
+        "host_stamp": example.host_stamp,
+        "host_gap": [example.host_from, example.host_to],
+        "reason": example.reason,
+    }
+
+
+def _mis_stamped(run: MisStamped) -> Json:
+    return {
+        "guest_from": run.guest_from,
+        "guest_to": run.guest_to,
+        "events": len(run.rows),
+        "late_by": list(run.late_by) if run.late_by else None,
+    }
+
+
+def info_report(recording: Recording) -> Json:
+    """What one file holds."""
+    by_name: dict[str, int] = {}
+    for event_id, count in recording.counts_by_id().items():
+        known = recording.formats.get(event_id)
+        name = f"{known.system}:{known.name}" if known else f"[UNKNOWN EVENT {event_id}]"
+        by_name[name] = by_name.get(name, 0) + count
+    rate = rate_of(recording)
+    trace_id = recording.options.trace_id
+    # a counter may run over 2^64 in a recording: order by signed distance from one of the stamps
+    stamps = recording.stamp
+    ends: list[int | None] = [None, None]
+    if len(stamps):
+        distance = (stamps - stamps[0]).view(np.int64)
+        ends = [int(stamps[int(distance.argmin())]), int(stamps[int(distance.argmax())])]
+    shift = recording.options.time_shift
+    return {
+        "schema": SCHEMA,
+        "file": str(recording.path),
+        "format": "trace.dat",
+        "version": recording.version,
+        "compression": recording.compression,
+        "big_endian": recording.big_endian,
+        "long_size": recording.long_size,
+        "clock": recording.clock,
+        "unit": recording.unit,
+        "khz": rate.khz if rate and recording.unit == "ticks" else None,
+        "khz_source": rate.source if rate and recording.unit == "ticks" else None,
+        "cpus": recording.cpus,
+        "events": len(recording),
+        "lost_events": recording.losses.total,
+        "lost_marks": len(recording.losses.row),
+        "from": ends[0],
+        "to": ends[1],
+        "trace_id": trace_id,
+        "events_by_name": dict(sorted(by_name.items(), key=lambda item: (-item[1], item[0]))),
+        "options": recording.option_names,
+        "uname": recording.options.uname or None,
+        "recorder": recording.options.recorder or None,
+        "time_shift": None
+        if shift is None
+        else {
+            "peer_trace_id": shift.peer_trace_id,
+            "flags": shift.flags,
+            "cpus": [
+                [{"time": s.time, "offset": s.offset, "scaling": s.scaling, "frac": s.frac} for s in samples]
+                for samples in shift.cpus
+            ],
+        },
+        "guests": [
+            {"name": g.name, "trace_id": g.trace_id, "vcpus": [{"cpu": c, "tid": t} for c, t in g.vcpus]}
+            for g in recording.options.guests
+        ],
+        "buffers": [
+            {
+                "name": b.name,
+                "clock": b.clock or recording.clock,
+                "sub_buffer_size": b.sub_buffer_size,
+                "cpus": [
+                    {"cpu": s.cpu, "events": s.last - s.first} for s in recording.streams if s.buffer == b.name
+                ],
+            }
+            for b in recording.buffers
+        ],
+        "warnings": list(recording.warnings),
+    }
+
+

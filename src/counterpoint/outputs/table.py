@@ -1,0 +1,185 @@
+"""The proof as tables for a terminal. rich is imported where it prints, since it costs some 70 ms."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+from counterpoint.outputs.report import width_ns
+from counterpoint.proof.verdicts import ClaimProof, EpochProof, MisStamped, VcpuProof, Verdict
+from counterpoint.timeline.sync import SyncResult, offset_width
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPE_WIDTH = 100
+"""Columns used where the output is no terminal."""
+
+_STYLE = {
+    Verdict.PROVED: "green",
+    Verdict.DERIVED: "green",
+    Verdict.UNBOUNDED: "yellow",
+    Verdict.AMBIGUOUS: "yellow",
+    Verdict.REFUTED: "bold red",
+}
+
+_MEANING = {
+    Verdict.PROVED: "a claimed offset puts every checked event into a run window",
+    Verdict.DERIVED: "one interval of offsets fits every checked event; found with no claim",
+    Verdict.UNBOUNDED: "the host's recording says nothing about these events",
+    Verdict.AMBIGUOUS: "several offsets fit: give a claim (--offset), or record for longer",
+    Verdict.REFUTED: "a claim puts an event where its vCPU did not run: do not use that offset",
+}
+
+
+def console(file: TextIO | None = None) -> Console:
+    """A console that has colour on a terminal only, and a fixed width elsewhere."""
+    from rich.console import Console
+
+    out = file or sys.stdout
+    is_terminal = out.isatty()
+    return Console(
+        file=out, width=None if is_terminal else PIPE_WIDTH, no_color=not is_terminal, highlight=False, markup=False
+    )
+
+
+def print_sync(result: SyncResult, file: TextIO | None = None, *, merged: bool = True) -> None:
+    """Print the table of vCPUs, what was noticed, and the timeline's extent."""
+    from rich.table import Table
+
+    out = console(file)
+    units = list(dict.fromkeys(g.recording.unit for g in result.guests))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name, how in (
+        ("guest", "left"),
+        ("cpu", "right"),
+        ("thread", "right"),
+        ("verdict", "left"),
+        ("offset" if len(units) > 1 else f"offset ({units[0]})", "right"),
+        ("source", "left"),
+        ("bound", "right"),
+        ("inside", "right"),
+        ("unknown", "right"),
+    ):
+        justify: Any = how
+        table.add_column(name, justify=justify, no_wrap=name not in ("guest", "source"), overflow="fold")
+    for guest in result.guests:
+        for vcpu in guest.vcpus:
+            for index, epoch in enumerate(vcpu.epochs):
+                unit = guest.recording.unit
+                cells = _row(result, guest.name, unit, vcpu, epoch, first=index == 0, several=len(units) > 1)
+                table.add_row(*cells)
+    out.print(table)
+    _print_changes(out, result)
+    _print_claims(out, result)
+    for guest in result.guests:
+        for vcpu in guest.vcpus:
+            for note in vcpu.notes:
+                out.print(f"{_escape(guest.name)} cpu {vcpu.guest_cpu}: {_escape(note)}", style="yellow")
+            for run in vcpu.mis_stamped:
+                out.print(f"{_escape(guest.name)} cpu {vcpu.guest_cpu}: {_mis_stamped(run)}", style="yellow")
+    seen = dict.fromkeys(e.verdict for g in result.guests for v in g.vcpus for e in v.epochs)
+    out.print()
+    for verdict in seen:
+        out.print(f"{verdict.value}: {_MEANING[verdict]}", style=_STYLE[verdict])
+    if merged:
+        _print_timeline(out, result)
+
+
+def _row(
+    result: SyncResult, name: str, unit: str, vcpu: VcpuProof, epoch: EpochProof, *, first: bool, several: bool
+) -> tuple[Any, ...]:
+    from rich.text import Text
+
+    offset = "-" if epoch.offset is None else f"{epoch.offset}{f' {unit}' if several else ''}"
+    return (
+        _escape(name) if first else "",
+        str(vcpu.guest_cpu) if first else "",
+        ("-" if vcpu.host_tid is None else str(vcpu.host_tid)) if first else "",
+        Text(epoch.verdict.value, style=_STYLE[epoch.verdict]),
+        offset,
+        _escape(epoch.source or "-"),
+        _bound(result, unit, epoch),
+        f"{epoch.inside}/{epoch.checked}",
+        str(epoch.unknown),
+    )
+
+
+def _bound(result: SyncResult, unit: str, epoch: EpochProof) -> str:
+    width = width_ns(epoch, result.rate)
+    if width is not None:
+        return f"{width} ns"
+    raw = offset_width(epoch)
+    return "none" if raw is None else f"{raw} {unit}"
+
+
+def _print_changes(out: Console, result: SyncResult) -> None:
+    for guest in result.guests:
+        for vcpu in guest.vcpus:
+            for before, after in zip(vcpu.epochs, vcpu.epochs[1:], strict=False):
+                same = before.host_to == after.host_from
+                where = f"at host stamp {after.host_from}" if same else (
+                    f"between host stamps {before.host_to} and {after.host_from}"
+                )
+                by = "" if before.offset is None or after.offset is None else (
+                    f" by {after.offset - before.offset:+d} {guest.recording.unit}"
+                )
+                out.print(f"{_escape(guest.name)} cpu {vcpu.guest_cpu}: the offset changed{by}, {where}")
+
+
+def _print_claims(out: Console, result: SyncResult) -> None:
+    for guest in result.guests:
+        for vcpu in guest.vcpus:
+            for proof in vcpu.claims:
+                if proof.verdict is Verdict.PROVED:
+                    continue
+                out.print(
+                    f"{_escape(guest.name)} cpu {vcpu.guest_cpu}: {_escape(_claim(proof))}", style=_STYLE[proof.verdict]
+                )
+
+
+def _claim(proof: ClaimProof) -> str:
+    claim = proof.claim
+    text = f"claim {claim.source} {claim.offset} is {proof.verdict.value}"
+    if proof.violations:
+        text += f": {proof.violations} of {proof.inside + proof.violations} checked events fall outside guest mode"
+    elif proof.reason:
+        text += f": {proof.reason}"
+    example = proof.counterexample
+    if example is not None and proof.violations:
+        text += (
+            f"; e.g. {example.guest_event} at guest stamp {example.guest_stamp} would be at host stamp"
+            f" {example.host_stamp}, where {example.reason} (look: show --around {example.host_stamp})"
+        )
+    return text
+
+
+def _mis_stamped(run: MisStamped) -> str:
+    late = "by an unknown time" if run.late_by is None else f"by {run.late_by[0]} to {run.late_by[1]}"
+    return (
+        f"{len(run.rows)} events (guest stamps {run.guest_from} to {run.guest_to}) were stamped late {late} by the"
+        " guest's ring buffer after its counter stepped back"
+    )
+
+
+def _print_timeline(out: Console, result: SyncResult) -> None:
+    timeline = result.timeline
+    if not len(timeline):
+        return
+    first, last = int(timeline.ts_ns[0]), int(timeline.ts_ns[-1])
+    span = f"{last - first} {'ns' if timeline.has_ns else 'ticks'}"
+    lost = sum(m.recording.losses.total for m in timeline.machines)
+    text = f"timeline: {len(timeline)} events of {len(timeline.machines)} machines over {span}"
+    if lost:
+        text += f"; {lost} events were lost while recording"
+    if timeline.unplaced:
+        text += f"; {timeline.unplaced} events are left out, their clock map is not known"
+    out.print(text)
+    rate = timeline.rate
+    if rate is not None and rate.source != "clock":
+        out.print(f"ns: {rate.khz} kHz by {rate.source}")
+
+
+def _escape(text: str) -> str:
+    """Text of a file, safe for a terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
