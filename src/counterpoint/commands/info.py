@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from counterpoint.commands.common import print_json, warn
 
 if TYPE_CHECKING:
-    from counterpoint.traces.recording import Recording
+    pass
 
 SHOWN_EVENTS = 20
 
@@ -53,13 +53,19 @@ def _print(report: dict[str, Any]) -> None:
         f"trace.dat v{report['version']}, compression {report['compression']}, {endian},"
         f" {report['long_size'] * 8}-bit kernel",
     )
-    fact("clock", report["clock"] + (f" ({report['khz']} kHz by {report['khz_source']})" if report["khz"] else ""))
+    fact(
+        "clock",
+        report["clock"] + (f" ({report['khz']} kHz by {report['khz_source']})" if report["khz"] else ""),
+    )
     if report["uname"]:
         fact("machine", report["uname"])
     fact("cpus", report["cpus"])
     fact("events", report["events"])
     if report["lost_marks"]:
-        fact("lost", f"{report['lost_events']} events at {report['lost_marks']} places (some may carry no count)")
+        fact(
+            "lost",
+            f"{report['lost_events']} events at {report['lost_marks']} places (some may carry no count)",
+        )
     if report["from"] is not None:
         fact("from", report["from"])
         fact("to", report["to"])
@@ -71,7 +77,9 @@ def _print(report: dict[str, Any]) -> None:
     if report["time_shift"]:
         shift = report["time_shift"]
         samples = sum(len(c) for c in shift["cpus"])
-        fact("time shift", f"{samples} samples on {len(shift['cpus'])} CPUs, peer {shift['peer_trace_id']:#x}")
+        fact(
+            "time shift", f"{samples} samples on {len(shift['cpus'])} CPUs, peer {shift['peer_trace_id']:#x}"
+        )
     for buffer in report["buffers"]:
         counts = ", ".join(f"cpu {c['cpu']}: {c['events']}" for c in buffer["cpus"])
         fact(f"buffer {buffer['name'] or '(top)'}", f"{buffer['sub_buffer_size']} B sub-buffers; {counts}")

@@ -31,11 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_recordings(parser, guests="*")
     group = parser.add_argument_group("what to show")
-    group.add_argument("--machine", action="append", default=[], metavar="NAME", help="events of this machine")
     group.add_argument(
-        "--cpu", action="append", default=[], metavar="[MACHINE:]CPU", help="events of this CPU (of one machine)"
+        "--machine", action="append", default=[], metavar="NAME", help="events of this machine"
     )
-    group.add_argument("--task", action="append", default=[], metavar="COMM|TID", help="events of this task (* and ?)")
+    group.add_argument(
+        "--cpu",
+        action="append",
+        default=[],
+        metavar="[MACHINE:]CPU",
+        help="events of this CPU (of one machine)",
+    )
+    group.add_argument(
+        "--task", action="append", default=[], metavar="COMM|TID", help="events of this task (* and ?)"
+    )
     group.add_argument(
         "--event", action="append", default=[], metavar="[SYSTEM:]NAME", help="events of this name (* and ?)"
     )
@@ -46,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context", type=int, default=AROUND, metavar="N", help=f"events on each side of --around ({AROUND})"
     )
     group.add_argument("--last", type=int, metavar="N", help="only the last N of them")
-    group.add_argument("--raw", action="store_true", help="list the fields instead of the print formats' text")
+    group.add_argument(
+        "--raw", action="store_true", help="list the fields instead of the print formats' text"
+    )
     add_claims(parser)
 
 

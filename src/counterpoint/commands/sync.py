@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
     for path in outputs:
         _write(result, path, force=args.force)
     if result.timeline.unplaced:
-        warn(f"{result.timeline.unplaced} guest events are left out of the timeline: no clock map is known for them")
+        warn(
+            f"{result.timeline.unplaced} guest events are left out of the timeline: no clock map is known for them"
+        )
     if args.json:
         from counterpoint.outputs.report import sync_report
 

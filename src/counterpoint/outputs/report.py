@@ -217,12 +217,12 @@ def info_report(recording: Recording) -> Json:
                 "clock": b.clock or recording.clock,
                 "sub_buffer_size": b.sub_buffer_size,
                 "cpus": [
-                    {"cpu": s.cpu, "events": s.last - s.first} for s in recording.streams if s.buffer == b.name
+                    {"cpu": s.cpu, "events": s.last - s.first}
+                    for s in recording.streams
+                    if s.buffer == b.name
                 ],
             }
             for b in recording.buffers
         ],
         "warnings": list(recording.warnings),
     }
-
-

@@ -39,7 +39,11 @@ def console(file: TextIO | None = None) -> Console:
     out = file or sys.stdout
     is_terminal = out.isatty()
     return Console(
-        file=out, width=None if is_terminal else PIPE_WIDTH, no_color=not is_terminal, highlight=False, markup=False
+        file=out,
+        width=None if is_terminal else PIPE_WIDTH,
+        no_color=not is_terminal,
+        highlight=False,
+        markup=False,
     )
 
 
@@ -87,7 +91,14 @@ def print_sync(result: SyncResult, file: TextIO | None = None, *, merged: bool =
 
 
 def _row(
-    result: SyncResult, name: str, unit: str, vcpu: VcpuProof, epoch: EpochProof, *, first: bool, several: bool
+    result: SyncResult,
+    name: str,
+    unit: str,
+    vcpu: VcpuProof,
+    epoch: EpochProof,
+    *,
+    first: bool,
+    several: bool,
 ) -> tuple[Any, ...]:
     from rich.text import Text
 
@@ -118,11 +129,15 @@ def _print_changes(out: Console, result: SyncResult) -> None:
         for vcpu in guest.vcpus:
             for before, after in zip(vcpu.epochs, vcpu.epochs[1:], strict=False):
                 same = before.host_to == after.host_from
-                where = f"at host stamp {after.host_from}" if same else (
-                    f"between host stamps {before.host_to} and {after.host_from}"
+                where = (
+                    f"at host stamp {after.host_from}"
+                    if same
+                    else (f"between host stamps {before.host_to} and {after.host_from}")
                 )
-                by = "" if before.offset is None or after.offset is None else (
-                    f" by {after.offset - before.offset:+d} {guest.recording.unit}"
+                by = (
+                    ""
+                    if before.offset is None or after.offset is None
+                    else (f" by {after.offset - before.offset:+d} {guest.recording.unit}")
                 )
                 out.print(f"{_escape(guest.name)} cpu {vcpu.guest_cpu}: the offset changed{by}, {where}")
 
@@ -134,7 +149,8 @@ def _print_claims(out: Console, result: SyncResult) -> None:
                 if proof.verdict is Verdict.PROVED:
                     continue
                 out.print(
-                    f"{_escape(guest.name)} cpu {vcpu.guest_cpu}: {_escape(_claim(proof))}", style=_STYLE[proof.verdict]
+                    f"{_escape(guest.name)} cpu {vcpu.guest_cpu}: {_escape(_claim(proof))}",
+                    style=_STYLE[proof.verdict],
                 )
 
 

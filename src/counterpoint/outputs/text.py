@@ -116,7 +116,9 @@ class TimelineText:
                 chosen = mine[ids == event_id]
                 name = _clean(recording.event_name(event_id))
                 title = f"{name + ':':<21} "
-                for place, text in zip(chosen.tolist(), self._texts[index].render(event_id, row[chosen]), strict=True):
+                for place, text in zip(
+                    chosen.tolist(), self._texts[index].render(event_id, row[chosen]), strict=True
+                ):
                     info[place], names[place] = text, title
             tasks, prefix = self._tasks[index], self._prefix[index]
             cpus = [s.cpu for s in recording.streams]

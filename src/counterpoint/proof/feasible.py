@@ -128,9 +128,7 @@ def _pairs(found: IntervalSet, events: I64, gap_lo: I64, gap_hi: I64) -> tuple[I
     return first, np.maximum(last - first, 0)
 
 
-def _remove(
-    found: IntervalSet, events: I64, first: I64, count: I64, gap_lo: I64, gap_hi: I64
-) -> IntervalSet:
+def _remove(found: IntervalSet, events: I64, first: I64, count: I64, gap_lo: I64, gap_hi: I64) -> IntervalSet:
     pair = np.repeat(np.arange(len(count)), count)
     gap = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count) + first[pair]
     event = events[pair % len(events)]

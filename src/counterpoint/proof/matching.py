@@ -95,7 +95,9 @@ def _covered(track: Track, thread: Thread) -> int:
     return sum(s.last - s.first for s in find_stretches(track.guest, thread) if not s.fit.weak)
 
 
-def match(tracks: list[Track], pool: ThreadPool, hints: Hints, claimed: dict[int, list[int]]) -> dict[int, Match]:
+def match(
+    tracks: list[Track], pool: ThreadPool, hints: Hints, claimed: dict[int, list[int]]
+) -> dict[int, Match]:
     """Find the thread of each track; ``claimed`` holds offsets (absolute) that are claimed per guest CPU."""
     out: dict[int, Match] = {}
     left = {track.cpu: track for track in tracks}
@@ -161,7 +163,9 @@ def _decide(cpu: int, track: Track, tids: list[int], pool: ThreadPool, hints: Hi
     hinted = hints.guest_option.get(cpu)
     if not tids:
         if hinted is not None and hinted in pool.tids:
-            return Match(hinted, "guest-option", (f"no offset puts its events into the windows of thread {hinted}",))
+            return Match(
+                hinted, "guest-option", (f"no offset puts its events into the windows of thread {hinted}",)
+            )
         return Match(None, "causality", ("no thread's run windows can hold its events",))
     if hinted is not None and hinted in tids:
         return Match(hinted, "guest-option")

@@ -159,7 +159,9 @@ class VcpuProver:
         """The offset in use: a claim's that the stretch allows, else the middle of its best interval."""
         for claim in claims:
             offset = self._relative(claim)
-            if any(c.lo <= offset <= c.hi for c in stretch.fit.candidates) and self._speaks_of(claim, stretch, offset):
+            if any(c.lo <= offset <= c.hi for c in stretch.fit.candidates) and self._speaks_of(
+                claim, stretch, offset
+            ):
                 return offset, claim.source
         return stretch.middle, BY_CAUSALITY
 
@@ -171,7 +173,9 @@ class VcpuProver:
 
     def _announced(self, left: _Part, right: _Part, claims: list[Claim]) -> int | None:
         """The host time of a change that a claim names: one ends where the next begins, both offsets in use."""
-        begins = {c.host_from for c in claims if c.host_from is not None and self._relative(c) == right.offset}
+        begins = {
+            c.host_from for c in claims if c.host_from is not None and self._relative(c) == right.offset
+        }
         for claim in claims:
             if claim.host_to in begins and claim.host_to is not None and self._relative(claim) == left.offset:
                 return self._host_relative(claim.host_to)
@@ -207,7 +211,11 @@ class VcpuProver:
         return relative_stamp + self.base
 
     def _epoch(
-        self, index: int, parts: list[_Part], claims: tuple[ClaimProof, ...], late_rows: np.ndarray[tuple[int], np.dtype[np.bool_]]
+        self,
+        index: int,
+        parts: list[_Part],
+        claims: tuple[ClaimProof, ...],
+        late_rows: np.ndarray[tuple[int], np.dtype[np.bool_]],
     ) -> EpochProof:
         part, track = parts[index], self.track
         first_epoch, last_epoch = index == 0, index == len(parts) - 1
@@ -223,7 +231,9 @@ class VcpuProver:
             rows=track.rows[part.first : part.last],
             guest_from=None if first_epoch else self._stamp(part.first),
             guest_to=None if last_epoch else self._stamp(part.last - 1),
-            host_from=None if first_epoch else self._host(host_first if part.host_from is None else part.host_from),
+            host_from=None
+            if first_epoch
+            else self._host(host_first if part.host_from is None else part.host_from),
             host_to=None if last_epoch else self._host(host_last if part.host_to is None else part.host_to),
             offset=track.absolute_offset(part.offset, self.base) if known else None,
             source=part.source,
@@ -297,7 +307,9 @@ class VcpuProver:
 
     # -- claims
 
-    def _claim(self, claim: Claim, parts: list[_Part], late_rows: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> ClaimProof:
+    def _claim(
+        self, claim: Claim, parts: list[_Part], late_rows: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    ) -> ClaimProof:
         if claim.is_scaled:
             reason = f"it scales by {claim.ratio} / 2^{claim.frac_bits}, which one offset cannot express"
             return ClaimProof(claim, Verdict.UNBOUNDED, 0, 0, len(self.track.guest), reason=reason)
@@ -324,12 +336,16 @@ class VcpuProver:
                 host + self.base, None, None, reason,
             )  # fmt: skip
             return ClaimProof(claim, Verdict.REFUTED, *counts, counterexample=example, reason=reason)
-        reason = "no event falls where the host saw its thread" if not outcome.inside else (
-            f"only {outcome.inside} events fall into run windows: chance may do that"
+        reason = (
+            "no event falls where the host saw its thread"
+            if not outcome.inside
+            else (f"only {outcome.inside} events fall into run windows: chance may do that")
         )
         return ClaimProof(claim, Verdict.UNBOUNDED, *counts, reason=reason)
 
-    def _spoken_of(self, claim: Claim, parts: list[_Part], late_rows: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> I64:
+    def _spoken_of(
+        self, claim: Claim, parts: list[_Part], late_rows: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    ) -> I64:
         """Positions of the events that the claim speaks of: its span of host time, by the maps in use."""
         begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
         keep = ~late_rows
@@ -339,7 +355,9 @@ class VcpuProver:
                 # with no better map the claim's own word places its events
                 offset = part.offset if part.fit.candidates else self._relative(claim)
                 host[part.first : part.last] = self.track.guest[part.first : part.last] - offset
-            keep &= (host >= (begin if begin is not None else -FOREVER)) & (host < (end if end is not None else FOREVER))
+            keep &= (host >= (begin if begin is not None else -FOREVER)) & (
+                host < (end if end is not None else FOREVER)
+            )
         return np.flatnonzero(keep)
 
     def _counterexample(self, positions: I64, outcome: Check, offset: int) -> Counterexample:

@@ -273,7 +273,8 @@ def _split_at_losses(
             at = min(end, stop)
         if at < stop:
             pieces.append((at, stop, True, entry, leave))
-    for column in (spans_lo, spans_hi, is_run, entry_rows, exit_rows):
+    is_run[1] = is_run[1][keep]
+    is_run.append(np.array([piece[2] for piece in pieces], np.bool_))
+    for at, column in ((0, spans_lo), (1, spans_hi), (3, entry_rows), (4, exit_rows)):
         column[1] = column[1][keep]
-    for column, values in zip((spans_lo, spans_hi, is_run, entry_rows, exit_rows), zip(*pieces, strict=True), strict=False):
-        column.append(np.array(values, column[1].dtype))
+        column.append(np.array([piece[at] for piece in pieces], np.int64))

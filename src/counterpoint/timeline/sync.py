@@ -60,7 +60,9 @@ class SyncResult:
     @cached_property
     def timeline(self) -> Timeline:
         """All events of all machines whose clock maps are known, in one order."""
-        machines = [Machine(self.host_name, self.host, None, self.host.stamp, np.ones(len(self.host), np.bool_))]
+        machines = [
+            Machine(self.host_name, self.host, None, self.host.stamp, np.ones(len(self.host), np.bool_))
+        ]
         by_name = {m.name: m for m in machines}
         for guest in self._parents_first():
             parent = by_name[guest.parent]

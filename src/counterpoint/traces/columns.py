@@ -64,7 +64,8 @@ class EventBatch:
 
     def ints(self, name: str) -> list[int]:
         """A scalar integer field, signed as declared."""
-        return self.ints_array(name).tolist()
+        values: list[int] = self.ints_array(name).tolist()
+        return values
 
     def _spans(self, field: Field) -> tuple[I64, I64]:
         """First byte and length of a field's data in each record, kept inside the record."""
@@ -104,6 +105,4 @@ class EventBatch:
         field = self._field(name)
         size = field.element_size if field.element_size in (1, 2, 4, 8) else 1
         code = f"{'>' if self._big_endian else '<'}{'i' if field.signed else 'u'}{size}"
-        return [
-            np.frombuffer(raw[: len(raw) // size * size], code).tolist() for raw in self.raw(name)
-        ]
+        return [np.frombuffer(raw[: len(raw) // size * size], code).tolist() for raw in self.raw(name)]

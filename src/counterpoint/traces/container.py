@@ -111,10 +111,10 @@ class BufferData:
 
 @dataclass(slots=True)
 class Container:
-    """The pieces of one file. ``bytes`` is the whole file, mapped."""
+    """The pieces of one file. ``mapped`` is the whole file."""
 
     path: str
-    bytes: npt.NDArray[np.uint8]
+    mapped: npt.NDArray[np.uint8]
     version: int = 0
     big_endian: bool = False
     long_size: int = 8
@@ -140,10 +140,10 @@ class Container:
 
     def cursor(self, offset: int, size: int | None = None) -> Cursor:
         """Return a cursor over ``size`` bytes (None: to the end of the file) from ``offset``."""
-        end = len(self.bytes) if size is None else min(offset + size, len(self.bytes))
-        if offset > len(self.bytes):
+        end = len(self.mapped) if size is None else min(offset + size, len(self.mapped))
+        if offset > len(self.mapped):
             raise BadFileError(f"the file ends before byte {offset}, which it points to", self.path, offset)
-        return Cursor(self.bytes[offset:end].data, self.path, big_endian=self.big_endian, base=offset)
+        return Cursor(self.mapped[offset:end].data, self.path, big_endian=self.big_endian, base=offset)
 
     def _block(self, offset: int, size: int, what: str, compressed: bool) -> bytes:
         cursor = self.cursor(offset, size)
@@ -183,9 +183,11 @@ def open_container(path: str | PathLike[str]) -> Container:
     except OSError as err:
         raise BadFileError(f"cannot be read: {err.strerror or err}", name) from None
     container = Container(name, np.asarray(mapped))
-    cursor = Cursor(container.bytes.data, name)
-    if bytes(container.bytes[: len(MAGIC)]) != MAGIC:
-        raise BadFileError("not a trace.dat file (it does not begin with the magic 17 08 44 'tracing')", name, 0)
+    cursor = Cursor(container.mapped.data, name)
+    if bytes(container.mapped[: len(MAGIC)]) != MAGIC:
+        raise BadFileError(
+            "not a trace.dat file (it does not begin with the magic 17 08 44 'tracing')", name, 0
+        )
     cursor.pos = len(MAGIC)
     version = cursor.string("the version", 16)
     if version not in ("6", "7"):
@@ -233,7 +235,9 @@ def _read_v7(out: Container, cursor: Cursor) -> None:
     lowest = 0
     while next_offset:
         if next_offset in seen or len(seen) >= MAX_OPTION_SECTIONS:
-            out.warnings.append(f"{out.path}, byte {next_offset}: the option sections run in a circle; stopped")
+            out.warnings.append(
+                f"{out.path}, byte {next_offset}: the option sections run in a circle; stopped"
+            )
             break
         seen.add(next_offset)
         try:
@@ -292,7 +296,9 @@ def _buffer_v7(out: Container, cursor: Cursor) -> BufferData:
     if not 0 < sub_buffer <= MAX_SUB_BUFFER:
         raise cursor.error(f"a sub-buffer of {sub_buffer} bytes is not in 1..{MAX_SUB_BUFFER}")
     if count > min(MAX_CPUS, cursor.left // 20):
-        raise cursor.error(f"buffer {name!r} claims {count} CPUs, the option has room for {cursor.left // 20}")
+        raise cursor.error(
+            f"buffer {name!r} claims {count} CPUs, the option has room for {cursor.left // 20}"
+        )
     cpus = []
     for _ in range(count):
         cpu = cursor.uint(4, "a CPU of a buffer")
@@ -317,7 +323,7 @@ def _recover_buffer(out: Container, offset: int) -> None:
         return
     page = out.page_size
     start = -(-body // page) * page
-    end = min(len(out.bytes), body + size if size else len(out.bytes))
+    end = min(len(out.mapped), body + size if size else len(out.mapped))
     cpus: list[CpuData] = []
     if not compressed:
         if end > start:
@@ -439,7 +445,9 @@ def _v6_pieces(out: Container, cursor: Cursor) -> None:
 
 def _buffer_v6(out: Container, cursor: Cursor, name: str, cpus: int) -> BufferData:
     if cpus > cursor.left // 16:
-        out.warnings.append(str(cursor.error(f"{cpus} CPUs are claimed, the file has room for {cursor.left // 16}")))
+        out.warnings.append(
+            str(cursor.error(f"{cpus} CPUs are claimed, the file has room for {cursor.left // 16}"))
+        )
         cpus = cursor.left // 16
     table = []
     for cpu in range(cpus):

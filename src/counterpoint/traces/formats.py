@@ -86,7 +86,9 @@ def _element_size(type_words: str, long_size: int) -> int:
     """Size of one element by its C type; 0 where the name does not tell."""
     if "*" in type_words:
         return long_size
-    words = [w for w in _WORD.findall(type_words) if w not in ("const", "volatile", "__attribute__", "struct")]
+    words = [
+        w for w in _WORD.findall(type_words) if w not in ("const", "volatile", "__attribute__", "struct")
+    ]
     if words.count("long") == 2:
         return 8
     if "long" in words or any(w in ("size_t", "ssize_t", "uintptr_t", "cpumask_t") for w in words):

@@ -270,7 +270,7 @@ class Recording:
                 pages.append(first)
                 ends.append(last)
                 spans.append((buffer.name, cpu.cpu, len(first)))
-        data = np.concatenate(parts) if parts else container.bytes
+        data = np.concatenate(parts) if parts else container.mapped
         first = np.concatenate(pages) if pages else np.zeros(0, np.int64)
         last = np.concatenate(ends) if ends else np.zeros(0, np.int64)
         if any(b.recovered for b in container.buffers) and not compressed:
@@ -300,7 +300,7 @@ class Recording:
 
     def _cpu_span(self, buffer: BufferData, cpu: CpuData) -> tuple[int, int]:
         """The bytes of the file that hold a plain CPU's data; says so where the file ends early."""
-        end, size = cpu.offset + cpu.size, len(self._container.bytes)
+        end, size = cpu.offset + cpu.size, len(self._container.mapped)
         if cpu.size and end > size:
             self.warnings.append(
                 f"{self._container.path}, byte {size}: the file ends inside the data of CPU {cpu.cpu}"
@@ -313,7 +313,7 @@ class Recording:
         container = self._container
         if not buffer.compressed:
             begin, end = self._cpu_span(buffer, cpu)
-            return container.bytes[begin:end]
+            return container.mapped[begin:end]
         if cpu.size == 0 and not buffer.recovered:
             return np.zeros(0, np.uint8)
         parts, total = [], 0
@@ -322,7 +322,7 @@ class Recording:
                 total += plain
                 if total > MAX_INFLATED:
                     raise BadFileError(f"CPU {cpu.cpu} inflates past {MAX_INFLATED} bytes", self.path, offset)
-                chunk = container.bytes[offset : offset + packed].tobytes()
+                chunk = container.mapped[offset : offset + packed].tobytes()
                 if len(chunk) < packed:
                     continue  # the walk itself says that the file ends here
                 try:
