@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from counterpoint.claims.model import Claim
 from counterpoint.clocks.counter import I64
+from counterpoint.clocks.maps import ClockMap, Epoch
 
 
 class Verdict(StrEnum):
@@ -144,6 +145,14 @@ class VcpuProof:
     def verdict(self) -> Verdict:
         """The worst of the epochs' verdicts."""
         return worst([epoch.verdict for epoch in self.epochs])
+
+    @property
+    def clock_map(self) -> ClockMap | None:
+        """The map in use, for stamps of one's own; None where an epoch's offset is not known."""
+        epochs = [
+            Epoch(e.offset, e.guest_from, e.host_from, e.feasible) for e in self.epochs if e.offset is not None
+        ]
+        return ClockMap(self.guest_cpu, tuple(epochs)) if epochs and len(epochs) == len(self.epochs) else None
 
     @property
     def is_sound(self) -> bool:

@@ -1,0 +1,46 @@
+# Everything a developer or CI calls. Needs python3 (>= 3.11) with venv; all else is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := tests/data/x86-agent
+
+.PHONY: demo test lint bench clean help
+
+help:
+	@echo "make demo   the main job on a bundled recording of a host and its guest"
+	@echo "make test   all tests (install Debian's trace-cmd to compare with it)"
+	@echo "make lint   ruff and mypy --strict"
+	@echo "make bench  timings, side by side with trace-cmd"
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+# pip reads dependency groups since 25.1; Debian 12's own is older
+$(VENV)/.develop: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group test --group lint
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/counterpoint sync $(DEMO)/host.dat $(DEMO)/guest.dat -o demo.pftrace --force
+	@echo
+	@echo "demo.pftrace is written. Open it at https://ui.perfetto.dev (the file stays on your machine):"
+	@echo "host and guest are two groups of tracks; 'Counterpoint: proof' at the top says how they were related."
+	@echo "The same as text:  $(BIN)/counterpoint show $(DEMO)/host.dat $(DEMO)/guest.dat | less"
+
+test: $(VENV)/.develop
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: $(VENV)/.develop
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/.develop
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) dist build demo.pftrace .pytest_cache .mypy_cache .ruff_cache .hypothesis
