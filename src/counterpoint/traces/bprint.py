@@ -41,10 +41,7 @@ class _Arguments:
         return part.decode("utf-8", "replace")
 
     def starts_text(self) -> bool:
-        return (
-            self.data[self.at : self.at + 1].isascii()
-            and self.data[self.at : self.at + 1].decode().isprintable()
-        )
+        return self.data[self.at : self.at + 1].isascii() and self.data[self.at : self.at + 1].decode().isprintable()
 
 
 def _signed(value: int, conversion: Conversion) -> int:
@@ -94,7 +91,7 @@ def compile_bprint(event: EventFormat, symbols: Symbols) -> Callable[[Batch], li
             if kind and kind in "sSfF":
                 return (offsets if kind in "SF" else names)[value]
             return f"0x{value:x}" if value else "(nil)"
-        size = conversion.bits // 8
+        size = 1 if conversion.letter == "c" else conversion.bits // 8
         if conversion.is_long and symbols.long_size == 4:
             size = 4
         return integer_text(conversion)(_signed(arguments.number(size), conversion))

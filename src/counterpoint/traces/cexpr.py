@@ -66,7 +66,7 @@ _TOKEN = re.compile(
       (?P<text>"(?:[^"\\]|\\.)*")
     | (?P<char>'(?:[^'\\]|\\.)*')
     | (?P<word>[A-Za-z0-9_]+)
-    | (?P<op>->|\|\||&&|<<|>>|\+\+|--|[<>=!]=|[!-/:-@\[-^`{-~])
+    | (?P<op>->|\|\||&&|<<|>>|\+\+|--|[<>=!]=|[]!#$%&()*+,./:;<=>?@[\\^`{|}~-])
     )""",
     re.VERBOSE | re.DOTALL,
 )
@@ -181,9 +181,7 @@ class _Branch:
 class _Parser:
     """Recursive descent over the tokens; every node comes with the levels below it, kept under MAX_DEPTH."""
 
-    def __init__(
-        self, tokens: list[_Token], long_size: int, sizes: dict[str, int], chars: bool, regroup: bool
-    ) -> None:
+    def __init__(self, tokens: list[_Token], long_size: int, sizes: dict[str, int], chars: bool, regroup: bool) -> None:
         self.tokens = tokens
         self.at = 0
         self.open = 0
@@ -222,12 +220,11 @@ class _Parser:
 
     def made(self, node: Node, *children: Node) -> Node:
         """Note how deep a new node's tree is; refuse one that is too deep."""
-        depth = 1 + max((self.depths[id(c)][1] for c in children if id(c) in self.depths), default=0)
+        depth = 1 + max(self.depths[id(child)][1] if id(child) in self.depths else 0 for child in children)
         if depth > MAX_DEPTH:
             raise NotUnderstoodError(f"an expression nests deeper than {MAX_DEPTH} levels")
-        if depth > 1:
-            # the node is kept too, or its id could come back as another's
-            self.depths[id(node)] = (node, depth)
+        # the node is kept too, or its id could come back as another's
+        self.depths[id(node)] = (node, depth)
         return node
 
     def nested(self, parse: Callable[[], _N]) -> _N:

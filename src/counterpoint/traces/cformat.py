@@ -144,7 +144,8 @@ def integer_template(conversion: Conversion) -> tuple[str, str | None]:
     precision = f".{conversion.precision}" if conversion.precision >= 0 else ""
     template = f"%{''.join(sorted(flags))}{width}{precision}{letter}"
     if conversion.precision == 0:
-        return template, ("%" + ("-" if "-" in flags else "") + width + "s") % ""
+        sign = "+" if "+" in flags else ""
+        return template, ("%" + ("-" if "-" in flags else "") + width + "s") % sign
     if "#" in flags:
         return template, template.replace("#", "") % 0
     return template, None

@@ -283,11 +283,7 @@ class Emitter:
     def _field_element(self, field: Field, node: ctree.Node, index: Value) -> Value:
         if field.kind == "int" and not field.dynamic:
             number = self._field_number(field.name)
-            return (
-                number
-                if index.code == "0"
-                else Value(f"({number.code} if {index.code} == 0 else 0)", number.bits)
-            )
+            return number if index.code == "0" else Value(f"({number.code} if {index.code} == 0 else 0)", number.bits)
         size = field.element_size
         if field.kind != "array" or size not in _SIZES:
             return self._peek(self.column("raw", field.name), index.code, 1)
@@ -305,9 +301,7 @@ class Emitter:
 
     # conversions
 
-    def convert(
-        self, conversion: Conversion, node: ctree.Node, star: ctree.Node | None, raw: bool = False
-    ) -> Part:
+    def convert(self, conversion: Conversion, node: ctree.Node, star: ctree.Node | None, raw: bool = False) -> Part:
         """Return what a conversion shows of a node; ``star`` is the node of its width or precision."""
         if conversion.letter == "p":
             return self._pointer(conversion, node, star, raw)
@@ -332,14 +326,7 @@ class Emitter:
         """Return a number cut to the conversion's size, with its sign."""
         bits, signed = conversion.bits, conversion.is_signed
         field = self.event.field(node.name) if isinstance(node, ctree.Rec) else None
-        if (
-            signed
-            and field
-            and field.kind == "int"
-            and not field.dynamic
-            and field.signed
-            and field.size * 8 == bits
-        ):
+        if signed and field and field.kind == "int" and not field.dynamic and field.signed and field.size * 8 == bits:
             return self.column("ints", field.name)
         value = self.number(node)
         code = value.code if value.bits <= bits else f"({value.code} & {(1 << bits) - 1})"
@@ -418,9 +405,7 @@ class Emitter:
 
         def show(data: bytes, length: int) -> str:
             part = data[:length]
-            return values.hex_dump(
-                part, node.prefix, node.prefix_type, node.row, node.group, node.ascii, big_endian
-            )
+            return values.hex_dump(part, node.prefix, node.prefix_type, node.row, node.group, node.ascii, big_endian)
 
         return Code(f"{self.constant(show)}({data}, {self._count(node.length)})")
 
@@ -435,9 +420,7 @@ class Emitter:
         if field.size == self.symbols.long_size:
             # a pointer: to a string the recording knows, or shown as it is
             symbols = self.symbols
-            return self.memo(
-                lambda address: symbols.printk.get(address, f"{address:x}"), self._field_number(name).code
-            )
+            return self.memo(lambda address: symbols.printk.get(address, f"{address:x}"), self._field_number(name).code)
         size, order, pad = field.size, self.order, show or str
         return self.memo(
             lambda value: pad(values.bytes_text(value.to_bytes(size, order))), self._field_number(name).code
@@ -483,10 +466,8 @@ class Emitter:
         while isinstance(node, ctree.Cast) and kind[0] != "h":
             node = node.item
         is_dynamic = isinstance(node, ctree.Dynamic) and node.what == "array"
-        if kind[0] == "h":
-            fits = is_dynamic
-        else:
-            fits = isinstance(node, ctree.Rec) or (kind[1:2] == "S" and is_dynamic)
+        takes_field, takes_dynamic = kind[0] != "h", kind[0] == "h" or kind[1:2] == "S"
+        fits = (takes_field and isinstance(node, ctree.Rec)) or (takes_dynamic and is_dynamic)
         if not fits:
             what = "NOR DYNAMIC ARRAY BUT TYPE" if kind[1:2] == "S" else "BUT"
             verb = "ARG NOT FIELD" if kind[1:2] == "S" else "ARG TYPE NOT FIELD"
@@ -520,9 +501,7 @@ class Emitter:
             could_be_text = any(word in type_ for word in ("char", "u8", "s8"))
             if field.size == 0 and not field.dynamic:
                 return Code(self.column("text", field.name)) if could_be_text else Fixed("ARRAY[]")
-            return self.memo(
-                lambda data: values.raw_bytes_text(data, could_be_text), self.column("raw", field.name)
-            )
+            return self.memo(lambda data: values.raw_bytes_text(data, could_be_text), self.column("raw", field.name))
         value, bits = self._field_number(field.name), field.size * 8
         if is_pointer(field):
             return Code(value.code, "0x%x")
@@ -532,9 +511,7 @@ class Emitter:
                 return Code(value.code, "0x%x")
             if bits not in (8, 16, 32, 64):
                 return Fixed("0")
-            column = (
-                self.column("ints", field.name) if field.kind == "int" and not field.dynamic else value.code
-            )
+            column = self.column("ints", field.name) if field.kind == "int" and not field.dynamic else value.code
             return Code(column, "%2d" if bits == 16 else "%d")
         return Code(value.code, "0x%x" if is_long else "%d")
 

@@ -119,9 +119,7 @@ def hex_text(data: bytes, length: int, separator: str) -> str:
     return data.hex(separator) if separator else data.hex()
 
 
-def hex_dump(
-    data: bytes, prefix: str, kind: str, row: int, group: int, with_text: bool, big_endian: bool
-) -> str:
+def hex_dump(data: bytes, prefix: str, kind: str, row: int, group: int, with_text: bool, big_endian: bool) -> str:
     """Show rows as the kernel's hex_dump_to_buffer() does, each on a line of its own."""
     row = row if row in (16, 32) else 16
     group = group if group in (1, 2, 4, 8) else 1
