@@ -55,7 +55,8 @@ def write_perfetto(result: SyncResult, path: Path, *, overwrite: bool) -> None:
         lanes = []
         for machine in _tree(children, None):
             role = "host" if machine.parent is None else f"guest of {machine.parent}"
-            process = trace.process(f"{machine.name} ({role})", description=_describe(result, machine))
+            label = machine.name if machine.name == role else f"{machine.name} ({role})"
+            process = trace.process(label, description=_describe(result, machine))
             stamps = rate.array_to_ns(machine.host_stamp) - shift
             lanes.append(_Lane(machine, process, np.maximum(stamps, 0), machine.placed.copy()))
         pools: dict[str, ThreadPool] = {}
