@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -17,3 +18,15 @@ def need_tool(name: str) -> str:
     if os.environ.get("COUNTERPOINT_NO_SKIP") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+RECORDINGS = Path(os.environ.get("COUNTERPOINT_RECORDINGS") or Path(__file__).parents[2] / "shared" / "data")
+"""The folder of full-size recordings: one folder a pair, with its trace.dat files and its truth.json."""
+
+
+def full_size_recordings() -> list[object]:
+    """Parameters for a test over every recording in ``RECORDINGS``; one that skips where there is no folder."""
+    if not RECORDINGS.is_dir():
+        reason = "no folder of recordings (COUNTERPOINT_RECORDINGS)"
+        return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="none")]
+    return [pytest.param(p, id=f"{p.parent.name}/{p.stem}") for p in sorted(RECORDINGS.glob("*/*.dat"))]
