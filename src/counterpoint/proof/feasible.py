@@ -16,6 +16,11 @@ from counterpoint.traces.ring import I64
 MAX_PAIRS = 1 << 21
 """(event, gap) pairs worked on at once: bounds the memory of a step, not the result."""
 
+FIRST_EVENTS = 4
+"""Events of the first step; each further step takes STRIDE_FACTOR times as many."""
+
+STRIDE_FACTOR = 8
+
 MAX_INTERVALS_PER_GAP = 4
 """More feasible intervals than this times the gaps say nothing; the search stops there (``TooManyError``)."""
 
@@ -82,41 +87,32 @@ class IntervalSet:
 def narrow(found: IntervalSet, guest: I64, gap_lo: I64, gap_hi: I64) -> IntervalSet:
     """Remove from ``found`` every offset that puts an event of ``guest`` i64[n] into a gap.
 
-    Gap k is the open interval (gap_lo[k], gap_hi[k]) of host time; gaps are disjoint and in order. Events are
-    taken in an order that spreads over the recording, in steps of at most MAX_PAIRS pairs. Raises TooManyError.
+    Gap k is the open interval (gap_lo[k], gap_hi[k]) of host time; gaps are disjoint and in order. A few events spread
+    over the recording come first: they leave little for the others to look at. Raises TooManyError.
     """
     if not len(gap_lo):
         return found
-    pending = spread(len(guest))
-    at, step = 0, 4
-    while at < len(pending) and len(found):
-        while True:
-            events = guest[pending[at : at + step]]
-            first, count = _pairs(found, events, gap_lo, gap_hi)
-            if int(count.sum()) <= MAX_PAIRS or step == 1:
-                break
-            step = max(1, step // 4)
-        if count.any():
-            found = _remove(found, events, first, count, gap_lo, gap_hi)
-            if len(found) > MAX_INTERVALS_PER_GAP * len(gap_lo) + 4096:
-                raise TooManyError
-        at += step
-        step = min(step * 4, 1 << 20)
+    stride = max(1, len(guest) // FIRST_EVENTS)
+    while len(found) and len(guest):
+        found = _narrow_by(found, guest[::stride], gap_lo, gap_hi)
+        if stride == 1:
+            break
+        stride = max(1, stride // STRIDE_FACTOR)
     return found
 
 
-def spread(count: int) -> I64:
-    """The numbers 0..count-1 so that each beginning of the list is spread over the whole (a fixed order)."""
-    if count <= 1:
-        return np.arange(count)
-    # multiples of the golden section are evenly spread at every length
-    weight = (np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(11)
-    inverse = np.argsort(weight, kind="stable")
-    order = np.empty(count, np.int64)
-    order[inverse] = np.arange(count)
-    position = np.empty(count, np.int64)
-    position[order] = np.arange(count)
-    return position
+def _narrow_by(found: IntervalSet, events: I64, gap_lo: I64, gap_hi: I64) -> IntervalSet:
+    """``narrow`` by these events at once, or in halves where that is too much at once."""
+    if not len(found) or not len(events):
+        return found
+    if len(found) * len(events) <= MAX_PAIRS or len(events) == 1:
+        first, count = _pairs(found, events, gap_lo, gap_hi)
+        if int(count.sum()) <= MAX_PAIRS or len(events) == 1:
+            found = _remove(found, events, first, count, gap_lo, gap_hi) if count.any() else found
+            if len(found) > MAX_INTERVALS_PER_GAP * len(gap_lo) + 4096:
+                raise TooManyError
+            return found
+    return _narrow_by(_narrow_by(found, events[::2], gap_lo, gap_hi), events[1::2], gap_lo, gap_hi)
 
 
 def _pairs(found: IntervalSet, events: I64, gap_lo: I64, gap_hi: I64) -> tuple[I64, I64]:

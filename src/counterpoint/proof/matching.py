@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from counterpoint.proof.epochs import find_stretches
-from counterpoint.proof.feasible import IntervalSet, TooManyError, narrow, spread
+from counterpoint.proof.feasible import IntervalSet, TooManyError, narrow
 from counterpoint.proof.fit import Thread, check, fit, overlap_range
 from counterpoint.proof.tracks import Track
 from counterpoint.proof.windows import HostActivity
@@ -80,9 +80,7 @@ def _vcpu_ids(host: Recording) -> dict[int, int]:
 
 def may_match(track: Track, thread: Thread) -> bool:
     """Whether one offset may put all of the track's events into the thread's windows (a sample decides)."""
-    events = track.guest
-    if len(events) > SAMPLE:
-        events = events[np.sort(spread(len(events))[:SAMPLE])]
+    events = track.guest[:: max(1, len(track.guest) // SAMPLE)]
     try:
         found = narrow(IntervalSet.of(*overlap_range(events, thread)), events, thread.gap_lo, thread.gap_hi)
     except TooManyError:

@@ -140,10 +140,12 @@ def _walk(
         length = kind << 2
         payload = pos + 4
         is_data = (kind > 0) & (kind < PADDING)
-        if is_data.all():
-            now += delta
-        else:
-            now, length, payload, is_data = _rare(words, last_word, kind, delta, now, length, payload, stop)
+        now += delta
+        if not is_data.all():
+            rare = np.flatnonzero(~is_data)
+            now[rare], length[rare], payload[rare], is_data[rare] = _rare(
+                words, last_word, kind[rare], delta[rare], now[rare], payload[rare], stop[rare]
+            )
         following = payload + length
         fits = following <= stop
         if not fits.all():
@@ -167,33 +169,29 @@ def _walk(
 
 
 def _rare(
-    words: npt.NDArray[np.uint32],
-    last_word: int,
-    kind: I64,
-    delta: U64,
-    now: U64,
-    length: I64,
-    payload: I64,
-    stop: I64,
+    words: npt.NDArray[np.uint32], last_word: int, kind: I64, delta: U64, now: U64, payload: I64, stop: I64
 ) -> tuple[U64, I64, I64, npt.NDArray[np.bool_]]:
-    """One step where some records are not plain data: returns (time, length, payload, is data)."""
+    """The records of one step that are not plain data: returns (time, length, payload, is data).
+
+    ``now`` has the record's own delta added already.
+    """
     first = words[np.minimum(payload, last_word)].astype(np.uint64)
     is_long = kind == 0
     is_padding = kind == PADDING
     is_extend = kind == TIME_EXTEND
     is_absolute = kind == TIME_STAMP
 
+    before = now - delta
     extended = (first << np.uint64(DELTA_BITS)) + delta
-    absolute = extended | (now & STAMP_TOP)
+    absolute = extended | (before & STAMP_TOP)
     # the 59 bits ran over since the last stamp (ring_buffer.c rb_fix_abs_ts)
-    wrapped = (absolute < now) & (now - absolute > np.uint64(1 << (STAMP_BITS - 1)))
+    wrapped = (absolute < before) & (before - absolute > np.uint64(1 << (STAMP_BITS - 1)))
     absolute = np.where(wrapped, absolute + np.uint64(1 << STAMP_BITS), absolute)
-    now = np.where(is_absolute, absolute, now + np.where(is_extend, extended, delta))
+    now = np.where(is_absolute, absolute, np.where(is_extend, before + extended, now))
 
     array0 = first.astype(np.int64)
-    length = np.where(is_long, np.maximum((array0 - 4 + 3) & ~3, 0), length)
-    length = np.where(is_extend | is_absolute, 0, length)
-    payload = payload + np.where(is_long | is_extend | is_absolute, 4, 0)
     # a padding record's array[0] counts from itself; one without delta fills the rest of the page
-    length = np.where(is_padding, np.where(delta == 0, stop - payload, np.maximum(array0 & ~3, 0)), length)
-    return now, length, payload, ~(is_padding | is_extend | is_absolute)
+    padding = np.where(delta == 0, stop - payload, array0 & ~3)
+    length = np.where(is_long, np.maximum((array0 - 4 + 3) & ~3, 0), np.where(is_padding, padding, 0))
+    payload = payload + np.where(is_padding, 0, 4)
+    return now, length, payload, is_long
