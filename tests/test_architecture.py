@@ -1,0 +1,50 @@
+"""The rooms of the house: imports go one way only (ARCHITECTURE.md)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "counterpoint"
+ROOMS = ("clocks", "traces", "claims", "proof", "timeline", "outputs", "commands")
+
+
+def imported(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+    return {name for name in names if name.startswith("counterpoint.")}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_from_rooms_to_its_left(room):
+    allowed = {"errors", "_version", *ROOMS[: ROOMS.index(room) + 1]}
+
+    wrong = {
+        f"{path.name} imports {name}"
+        for path in (SOURCE / room).glob("*.py")
+        for name in imported(path)
+        if name.split(".")[1] not in allowed
+    }
+
+    assert wrong == set()
+
+
+def test_the_command_answers_without_numpy():
+    for name in ("commands/main.py", "commands/common.py", "__init__.py", "errors.py"):
+        top = ast.parse((SOURCE / name).read_text()).body
+        heavy = [
+            alias.name
+            for node in top
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+            if getattr(node, "module", alias.name) in ("numpy", "rich")
+        ]
+
+        assert heavy == []
