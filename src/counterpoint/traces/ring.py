@@ -191,7 +191,7 @@ def _rare(
 
     array0 = first.astype(np.int64)
     # a padding record's array[0] counts from itself; one without delta fills the rest of the page
-    padding = np.where(delta == 0, stop - payload, array0 & ~3)
+    padding = np.where(delta == 0, stop - payload, np.maximum(array0 & ~3, 4))
     length = np.where(is_long, np.maximum((array0 - 4 + 3) & ~3, 0), np.where(is_padding, padding, 0))
     payload = payload + np.where(is_padding, 0, 4)
     return now, length, payload, is_long
