@@ -38,6 +38,26 @@ def add_claims(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+class Progress:
+    """A line on standard error that each step overwrites; nothing where that is no terminal."""
+
+    def __init__(self) -> None:
+        """Look whether anybody watches."""
+        self._shown = sys.stderr.isatty()
+
+    def __call__(self, step: str) -> None:
+        """Show what is being done."""
+        if self._shown:
+            sys.stderr.write(f"\r\x1b[K{_printable(step)} ...")
+            sys.stderr.flush()
+
+    def done(self) -> None:
+        """Clear the line."""
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
 def run_sync(args: argparse.Namespace) -> SyncResult:
     """Read the recordings that ``args`` names and prove them."""
     from counterpoint.timeline.sync import sync
@@ -48,21 +68,29 @@ def run_sync(args: argparse.Namespace) -> SyncResult:
         if not equals or not child or not parent:
             raise UsageError(f"--parent {text}: CHILD=PARENT is expected, as in --parent l2=l1")
         parents[child] = parent
-    return sync(
-        args.host,
-        *args.guests,
-        offsets=args.offset,
-        claims_file=args.claims,
-        use_claims=not args.no_claims,
-        tids=args.tid,
-        parents=parents,
-    )
+    progress = Progress()
+    try:
+        return sync(
+            args.host,
+            *args.guests,
+            offsets=args.offset,
+            claims_file=args.claims,
+            use_claims=not args.no_claims,
+            tids=args.tid,
+            parents=parents,
+            progress=progress,
+        )
+    finally:
+        progress.done()
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def warn(text: str) -> None:
     """One line on standard error."""
-    printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    print(f"counterpoint: {printable}", file=sys.stderr)  # noqa: T201
+    print(f"counterpoint: {_printable(text)}", file=sys.stderr)  # noqa: T201
 
 
 def warn_all(result: SyncResult) -> None:

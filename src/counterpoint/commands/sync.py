@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from counterpoint.commands.common import add_claims, add_recordings, print_json, run_sync, warn, warn_all
+from counterpoint.commands.common import Progress, add_claims, add_recordings, print_json, run_sync, warn, warn_all
 from counterpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,8 +42,13 @@ def run(args: argparse.Namespace) -> int:
     result = run_sync(args)
     warn_all(result)
     # files first: whoever reads the table or the JSON may rely on them
+    progress = Progress()
     for path in outputs:
-        _write(result, path, force=args.force)
+        progress(f"writing {path}")
+        try:
+            _write(result, path, force=args.force)
+        finally:
+            progress.done()
     if result.timeline.unplaced:
         warn(
             f"{result.timeline.unplaced} guest events are left out of the timeline: no clock map is known for them"

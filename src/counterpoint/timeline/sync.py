@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from os import PathLike
+from functools import cached_property, partial
+from os import PathLike, fspath
 
 import numpy as np
 
@@ -92,18 +92,20 @@ def sync(
     use_claims: bool = True,
     tids: Iterable[str] = (),
     parents: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> SyncResult:
     """Prove how each guest's clocks relate to the host's, and merge.
 
     ``host`` and ``guests`` are trace.dat files or open recordings. ``offsets``: claims "[GUEST:]CPU=TICKS";
     ``claims_file``: JSON lines of claims; ``use_claims`` False derives all from the events alone. ``tids``: known
     threads "[GUEST:]CPU=TID". ``parents``: child name to parent name where a guest's host is another guest.
+    ``progress`` is called with a few words before each step that may take long.
     Raises BadFileError for files that cannot be read and UsageError for a request that makes no sense.
     """
-    host_recording = _open(host)
-    recordings = [_open(g) for g in guests]
-    if not recordings:
+    if not guests:
         raise UsageError("a guest recording is needed beside the host's")
+    say = progress or (lambda _: None)
+    host_recording, *recordings = [_open(source, say) for source in (host, *guests)]
     names = _names([host_recording, *recordings])
     host_name, guest_names = names[0], names[1:]
     parent_of = _parents(host_name, guest_names, parents or {})
@@ -125,6 +127,7 @@ def sync(
     proofs = []
     for name, recording in zip(guest_names, recordings, strict=True):
         parent = parent_of[name]
+        say(f"proving {name}")
         if parent not in pools:
             pools[parent] = ThreadPool(by_name[parent])
         proofs.append(
@@ -150,8 +153,11 @@ def sync(
     )
 
 
-def _open(source: Source) -> Recording:
-    return source if isinstance(source, Recording) else Recording.open(source)
+def _open(source: Source, say: Callable[[str], None]) -> Recording:
+    if isinstance(source, Recording):
+        return source
+    say(f"reading {fspath(source)}")
+    return Recording.open(source)
 
 
 def _names(recordings: Sequence[Recording]) -> list[str]:
@@ -233,7 +239,7 @@ def _prove_guest(
             vcpus.append(unmatched(track, mine, found.matched_by, found.notes))
             continue
         mine += [c for c in writes if c.tid == found.tid]
-        prover = VcpuProver(guest, track, pool.thread(found.tid))
+        prover = VcpuProver(guest, track, pool.thread(found.tid), partial(pool.stretches, track, found.tid))
         vcpus.append(prover.prove(mine, found.matched_by, found.notes))
     known = {track.cpu for track in tracks}
     for claim in typed:
