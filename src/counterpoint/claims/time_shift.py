@@ -1,14 +1,16 @@
 """Claims of a guest file's TIME_SHIFT option (trace-cmd's time synchronisation).
 
 The option's offset is what is *added* to a guest stamp to reach host time: the negated KVM offset
-(lib/trace-cmd/trace-timesync-kvm.c). Each distinct sample is a claim of its own: trace-cmd's "ptp" protocol
-measures by messages, and one bad sample must not hide among good ones.
+(lib/trace-cmd/trace-timesync-kvm.c). Its "kvm" protocol reads the offset itself now and then: a sample that differs
+from the one before holds from its own time on. Its "ptp" protocol measures by messages: each distinct sample is a
+claim about all of the recording, so that one bad sample does not hide among good ones.
 """
 
 from __future__ import annotations
 
 from counterpoint.claims.model import Claim
-from counterpoint.traces.options import INTERPOLATE
+from counterpoint.clocks.counter import MASK
+from counterpoint.traces.options import INTERPOLATE, TimeSample
 from counterpoint.traces.recording import Recording
 
 SOURCE = "time_shift"
@@ -30,21 +32,34 @@ def claims_of(guest: Recording, host: Recording) -> tuple[list[Claim], list[str]
     protocol = "ptp" if shift.flags & INTERPOLATE else "kvm"
     claims = []
     for cpu, samples in enumerate(shift.cpus):
-        seen: set[tuple[int, int, int]] = set()
-        for sample in samples:
-            key = (sample.offset, sample.scaling, sample.frac)
-            if key in seen:
-                continue
-            seen.add(key)
-            scaled = (sample.scaling, sample.frac) not in _UNSCALED and sample.scaling != 0
-            claims.append(
-                Claim(
-                    SOURCE,
-                    -sample.offset,
-                    guest_cpu=cpu,
-                    ratio=sample.scaling if scaled else 1,
-                    frac_bits=sample.frac if scaled else 0,
-                    detail=f"{protocol} sample at guest stamp {sample.time}",
-                )
-            )
+        if shift.flags & INTERPOLATE:
+            distinct = list({(s.offset, s.scaling, s.frac): s for s in reversed(samples)}.values())[::-1]
+            claims += [_claim(cpu, sample, protocol, None, None) for sample in distinct]
+            continue
+        runs = [
+            sample
+            for before, sample in zip([None, *samples], samples, strict=False)
+            if before is None
+            or (before.offset, before.scaling, before.frac) != (sample.offset, sample.scaling, sample.frac)
+        ]
+        # a sample's time is the guest's
+        begins = [None, *((s.time + s.offset) & MASK for s in runs[1:]), None]
+        claims += [
+            _claim(cpu, sample, protocol, begin, end)
+            for sample, begin, end in zip(runs, begins, begins[1:], strict=False)
+        ]
     return claims, []
+
+
+def _claim(cpu: int, sample: TimeSample, protocol: str, host_from: int | None, host_to: int | None) -> Claim:
+    scaled = (sample.scaling, sample.frac) not in _UNSCALED and sample.scaling != 0
+    return Claim(
+        SOURCE,
+        -sample.offset,
+        guest_cpu=cpu,
+        host_from=host_from,
+        host_to=host_to,
+        ratio=sample.scaling if scaled else 1,
+        frac_bits=sample.frac if scaled else 0,
+        detail=f"{protocol} sample at guest stamp {sample.time}",
+    )

@@ -8,13 +8,22 @@ other by chance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from counterpoint.proof.feasible import Interval, IntervalSet, narrow
-from counterpoint.proof.fit import EVIDENCE_PER_TRIAL_BIT, Fit, Thread, fit
+from counterpoint.proof.fit import (
+    EVIDENCE_FOR_CLAIM,
+    EVIDENCE_PER_TRIAL_BIT,
+    Fit,
+    Thread,
+    check,
+    fit,
+    overlap_range,
+)
 from counterpoint.traces.ring import I64
 
 MIN_CHUNK = 32
@@ -22,6 +31,9 @@ MIN_CHUNK = 32
 
 MAX_DEPTH = 5
 """Halvings tried before the first seed is found."""
+
+MAX_END_DEPTH = 3
+"""Halvings tried before the first and after the last stretch: most recordings do not end together."""
 
 MIN_BETWEEN = 12
 """The shortest stretch that is searched between two known ones."""
@@ -31,6 +43,9 @@ MAX_ROUNDS = 4
 
 EVIDENCE_BETWEEN = 3
 """Bits of evidence per bit of search between two known stretches: something did run there."""
+
+EVIDENCE_OF_ABSENCE = 64
+"""Bits of evidence that windows without events give before an epoch is doubted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +76,78 @@ class _Span(NamedTuple):
     within: Interval | None
 
 
-def find_stretches(guest: I64, thread: Thread) -> list[Stretch]:
+class _Limits(NamedTuple):
+    """What is known of a hole between stretches: host times it begins and ends at (None: open on that side)."""
+
+    begin: int | None = None
+    end: int | None = None
+
+    def offsets(self, events: I64, thread: Thread) -> Interval:
+        """The offsets (low, high) to search for ``events`` of the hole."""
+        low, high = overlap_range(events, thread)
+        if self.begin is not None:
+            high = min(high, int(events.min()) - self.begin)
+        if self.end is not None:
+            low = max(low, int(events.max()) - self.end)
+        return low, high
+
+
+def find_stretches(guest: I64, thread: Thread, start: Fit | None = None) -> list[Stretch]:
     """Find the stretches of ``guest`` i64[n] (a guest CPU's stamps in recorded order), in order.
 
     One stretch over all events where one offset fits (or too little is there to tell); none where nothing fits
-    anywhere. Events between two stretches fit neither.
+    anywhere. Events between two stretches fit neither. ``start``: a fit over all events that is known already.
     """
     count = len(guest)
-    whole = fit(guest, thread)
-    if whole.candidates:
-        return [Stretch(0, count, 0, count, whole)]
-    spans = _seeds(guest, thread, 0, count)
+    whole = fit(guest, thread) if start is None else start
+    alone = [Stretch(0, count, 0, count, whole)] if whole.candidates else []
+    if whole.is_unique:
+        # an offset that changed by more than the recording's length puts the events after it where nothing was seen
+        middle = (whole.candidates[0].lo + whole.candidates[0].hi) // 2
+        spans = _seen_pieces(guest, thread, middle, 0, count)
+        if [span[:2] for span in spans] == [(0, count)]:
+            return alone
+    elif whole.candidates and (not whole.weak or count < 2 * MIN_CHUNK):
+        return alone
+    else:
+        spans = _seeds(guest, thread, 0, count)
+        if not spans:
+            return alone
+    known = len(spans)
     found = _settle(guest, thread, spans)
+    searched: set[tuple[int, int]] = set()
     for _ in range(MAX_ROUNDS):
-        fresh = []
-        for left, right in zip(found, found[1:], strict=False):
-            within = _between(guest, left, right)
-            if within is not None:
-                fresh += _seeds(guest, thread, left.last, right.first, within)
+        fresh = _search_holes(guest, thread, found, searched)
         if not fresh:
             break
         spans += fresh
         found = _settle(guest, thread, spans)
-    return found
+    if whole.is_unique and len(spans) == known:
+        return alone
+    return _grow(guest, thread, _join(guest, thread, found)) or alone
+
+
+def _search_holes(
+    guest: I64, thread: Thread, found: list[Stretch], searched: set[tuple[int, int]]
+) -> list[_Span]:
+    """Search what the stretches leave: before the first, between any two, after the last; each hole once."""
+    fresh: list[_Span] = []
+    for left, right in zip([None, *found], [*found, None], strict=True):
+        begin, end = left.last if left else 0, right.first if right else len(guest)
+        if (begin, end) in searched or end <= begin:
+            continue
+        searched.add((begin, end))
+        if left and right:
+            within = _between(guest, left, right)
+            if within is not None:
+                fresh += _seeds(guest, thread, begin, end, within)
+        elif end - begin >= MIN_CHUNK and left:
+            limits = _Limits(begin=int(guest[left.sure_last - 1]) - left.fit.candidates[0].hi)
+            fresh += _seeds(guest, thread, begin, end, None, limits)
+        elif end - begin >= MIN_CHUNK and right:
+            limits = _Limits(end=int(guest[right.sure_first]) - right.fit.candidates[0].lo)
+            fresh += _seeds(guest, thread, begin, end, None, limits)
+    return fresh
 
 
 def _between(guest: I64, left: Stretch, right: Stretch) -> Interval | None:
@@ -98,33 +162,112 @@ def _between(guest: I64, left: Stretch, right: Stretch) -> Interval | None:
     return (low, high) if low <= high else (int(events.min()) - end, int(events.max()) - begin)
 
 
-def _seeds(guest: I64, thread: Thread, begin: int, end: int, within: Interval | None = None) -> list[_Span]:
+def _seeds(
+    guest: I64,
+    thread: Thread,
+    begin: int,
+    end: int,
+    within: Interval | None = None,
+    limits: _Limits = _Limits(),
+) -> list[_Span]:
     """Stretches of events begin..end, each grown from a chunk that fits exactly one interval."""
     found: list[_Span] = []
     if within is None:
-        per_trial, smallest, size = EVIDENCE_PER_TRIAL_BIT, MIN_CHUNK, (end - begin) // 2
+        per_trial, smallest = EVIDENCE_PER_TRIAL_BIT, MIN_CHUNK
+        size, most = ((end - begin) // 2, MAX_DEPTH) if limits == _Limits() else (end - begin, MAX_END_DEPTH)
     else:
-        per_trial, smallest, size = EVIDENCE_BETWEEN, MIN_BETWEEN, end - begin
+        per_trial, smallest, size, most = EVIDENCE_BETWEEN, MIN_BETWEEN, end - begin, 64
     depth = 0
-    while size >= smallest and (found or within or depth < MAX_DEPTH):
+    reached: list[tuple[int, int]] = []
+    while size >= smallest and (found or depth < most):
         for first in range(begin, end - size + 1, size):
             last = first + size
-            if any(first < b and a < last for a, b, _ in found):
+            if any(first < b and a < last for a, b in reached):
                 continue
-            seed = fit(guest[first:last], thread, within, per_trial)
+            events = guest[first:last]
+            searched = limits.offsets(events, thread) if within is None else within
+            seed = fit(events, thread, searched, per_trial, is_bounded=within is not None)
             if seed.is_unique:
-                found.append(_Span(*_extend(guest, thread, seed.interval_set, first, last), within))
+                reach, pieces = _extend(guest, thread, seed.interval_set, first, last)
+                reached.append(reach)
+                found += [_Span(a, b, within) for a, b, _ in pieces]
         size, depth = size // 2, depth + 1
     return found
 
 
-def _extend(guest: I64, thread: Thread, offsets: IntervalSet, first: int, last: int) -> tuple[int, int]:
-    """Extend a seed both ways as far as one of its offsets fits."""
-    return first - _reach(offsets, guest[:first][::-1], thread), last + _reach(offsets, guest[last:], thread)
+def _extend(
+    guest: I64, thread: Thread, offsets: IntervalSet, first: int, last: int
+) -> tuple[tuple[int, int], list[_Span]]:
+    """Extend a seed both ways as far as one of its offsets fits; also what of that the host saw."""
+    back, _ = _reach(offsets, guest[:first][::-1], thread)
+    ahead, left = _reach(offsets, guest[last:], thread)
+    offset = (int(left.lo[0]) + int(left.hi[0])) // 2
+    reach = first - back, last + ahead
+    return reach, _seen_pieces(guest, thread, offset, *reach)
 
 
-def _reach(offsets: IntervalSet, events: I64, thread: Thread) -> int:
-    """How many of ``events``, from the first on, leave one of ``offsets``."""
+def _seen_pieces(guest: I64, thread: Thread, offset: int, first: int, last: int) -> list[_Span]:
+    """Events first..last without the runs that ``offset`` puts before the first or after the last kvm event.
+
+    Runs of fewer than MIN_BETWEEN events stay; so do the others where only a few events are beside them.
+    """
+    host = guest[first:last] - offset
+    unseen = np.r_[False, (host < thread.windows.first) | (host > thread.windows.last), False]
+    edges = np.flatnonzero(unseen[1:] != unseen[:-1]).reshape(-1, 2)
+    edges = edges[edges[:, 1] - edges[:, 0] >= MIN_BETWEEN] + first
+    begins, ends = [first, *edges[:, 1].tolist()], [*edges[:, 0].tolist(), last]
+    return [
+        _Span(a, b, None)
+        for a, b in zip(begins, ends, strict=True)
+        if b > a
+        and (
+            b - a == last - first
+            or check(guest[a:b], offset, thread).evidence >= EVIDENCE_FOR_CLAIM
+        )
+    ]
+
+
+def unexplained(guest: I64, thread: Thread, offset: int, first: int, last: int) -> list[tuple[int, int]]:
+    """Runs (first, last) of events that ``offset`` puts outside the host's view although nothing speaks for it.
+
+    The counter's own order forbids it (they were recorded after others, and stepped back), or the vCPU ran on in
+    many windows which these events would leave without a single one.
+    """
+    windows = thread.windows
+    host = guest[first:last] - offset
+    unseen = np.r_[False, (host < windows.first) | (host > windows.last), False]
+    edges = np.flatnonzero(unseen[1:] != unseen[:-1]).reshape(-1, 2)
+    edges = edges[edges[:, 1] - edges[:, 0] >= MIN_BETWEEN]
+    if not len(edges) or unseen[1:-1].all():
+        return []
+    lo, hi = windows.lo[windows.is_run], windows.hi[windows.is_run]
+    seen = np.sort(host[~unseen[1:-1]])
+    hits = np.searchsorted(seen, hi, side="right") > np.searchsorted(seen, lo, side="left")
+    busy = (hi >= seen[0]) & (lo <= seen[-1])
+    rate = (int(hits[busy].sum()) + 1) / (int(busy.sum()) + 2)
+    out = []
+    for a, b in edges.tolist():
+        early = int(host[a]) < windows.first
+        if early and a > 0:
+            doubt = True
+        elif early:
+            doubt = b < len(host) and _bits_missing(int((hi < host[b]).sum()), rate) > EVIDENCE_OF_ABSENCE
+        else:
+            doubt = b < len(host) or (
+                a > 0 and _bits_missing(int((lo > host[a - 1]).sum()), rate) > EVIDENCE_OF_ABSENCE
+            )
+        if doubt:
+            out.append((first + a, first + b))
+    return out
+
+
+def _bits_missing(windows: int, rate: float) -> float:
+    """Bits of evidence against ``windows`` in a row having no event where ``rate`` of them have some."""
+    return -windows * math.log2(1 - rate)
+
+
+def _reach(offsets: IntervalSet, events: I64, thread: Thread) -> tuple[int, IntervalSet]:
+    """How many of ``events``, from the first on, leave one of ``offsets``; and which they leave."""
     done, step = 0, 64
     while done < len(events):
         step = min(step, len(events) - done)
@@ -135,7 +278,7 @@ def _reach(offsets: IntervalSet, events: I64, thread: Thread) -> int:
             break
         else:
             step = max(1, step // 4)
-    return done
+    return done, offsets
 
 
 def _settle(guest: I64, thread: Thread, found: list[_Span]) -> list[Stretch]:
@@ -161,6 +304,42 @@ def _settle(guest: I64, thread: Thread, found: list[_Span]) -> list[Stretch]:
         again = fit(guest[sure_first:sure_last], thread, within, per_trial)
         if again.candidates:
             out.append(Stretch(first, last, sure_first, sure_last, again))
+    return out
+
+
+def _join(guest: I64, thread: Thread, found: list[Stretch]) -> list[Stretch]:
+    """Join neighbours that one offset explains, with all that lies between them."""
+    out = found[:1]
+    for right in found[1:]:
+        left = out[-1]
+        if left.fit.is_unique and right.fit.is_unique:
+            events = guest[left.sure_first : right.sure_last]
+            again = fit(events, thread, _hull(left.fit))
+            if again.is_unique:
+                best = again.candidates[0]
+                own = check(guest[right.sure_first : right.sure_last], (best.lo + best.hi) // 2, thread)
+                if 2 * own.inside >= right.fit.candidates[0].inside:
+                    out[-1] = Stretch(left.first, right.last, left.sure_first, right.sure_last, again)
+                    continue
+        out.append(right)
+    return out
+
+
+def _hull(found: Fit) -> Interval:
+    return min(c.lo for c in found.candidates), max(c.hi for c in found.candidates)
+
+
+def _grow(guest: I64, thread: Thread, found: list[Stretch]) -> list[Stretch]:
+    """Let stretches reach over the events beside them that no other explains, as far as their offsets allow."""
+    out = list(found)
+    for index, (left, right) in enumerate(zip(out, found[1:], strict=False)):
+        hole = guest[left.last : right.first]
+        if not len(hole):
+            continue
+        ahead, _ = _reach(left.fit.interval_set, hole, thread)
+        back, _ = _reach(right.fit.interval_set, hole[ahead:][::-1], thread)
+        out[index] = replace(out[index], last=left.last + ahead)
+        out[index + 1] = replace(right, first=right.first - back)
     return out
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from counterpoint.proof.feasible import Interval, IntervalSet, TooManyError, narrow
-from counterpoint.proof.windows import RunWindows
+from counterpoint.proof.windows import FOREVER, RunWindows
 from counterpoint.traces.ring import I64
 
 EVIDENCE_PER_TRIAL_BIT = 8
@@ -103,7 +103,13 @@ class Check:
 
 def check(guest: I64, offset: int, thread: Thread) -> Check:
     """Put the events ``guest`` i64[n] at ``offset`` and say where they fall. O(n log windows)."""
-    host = guest - offset
+    # what is too far off to be counted from the base is as far off as can be
+    far = (1 << 63) - 1
+    if len(guest) and max(abs(int(guest.min()) - offset), abs(int(guest.max()) - offset)) > far:
+        host = np.array([min(max(g - offset, -far), far) for g in guest.tolist()], np.int64)
+    else:
+        host = guest - offset
+    host = np.clip(host, -FOREVER, FOREVER)
     span = np.searchsorted(thread.lo, host, side="right") - 1
     allowed = host <= thread.hi[span]
     windows = thread.windows
@@ -151,15 +157,23 @@ def overlap_range(guest: I64, thread: Thread) -> Interval:
 
 
 def fit(
-    guest: I64, thread: Thread, within: Interval | None = None, per_trial: int = EVIDENCE_PER_TRIAL_BIT
+    guest: I64,
+    thread: Thread,
+    within: Interval | None = None,
+    per_trial: int = EVIDENCE_PER_TRIAL_BIT,
+    *,
+    is_bounded: bool = True,
 ) -> Fit:
     """Find the single offsets that put no event of ``guest`` i64[n] into a gap of ``thread``.
 
-    Searched is the interval ``within``, or all offsets of ``overlap_range``.
+    Searched is the interval ``within``, or all offsets of ``overlap_range``. ``is_bounded``: no offset outside
+    ``within`` is possible; else an interval that ends only where the search does is weak.
     """
     if not len(guest):
         return Fit()
-    lo, hi = overlap_range(guest, thread) if within is None else within
+    if within is None:
+        within, is_bounded = overlap_range(guest, thread), False
+    lo, hi = within
     try:
         found = narrow(IntervalSet.of(lo, hi), guest, thread.gap_lo, thread.gap_hi)
     except TooManyError:
@@ -175,5 +189,6 @@ def fit(
         return Fit()
     best = rated[0]
     needed = per_trial * ((hi - lo + 1) // (best.hi - best.lo + 1)).bit_length()
-    kept = tuple(c for c in rated if c.evidence * RIVAL_SHARE > best.evidence)
-    return Fit(kept or tuple(rated), needed, weak=best.evidence < needed)
+    if best.evidence < needed or (not is_bounded and (best.lo == lo or best.hi == hi)):
+        return Fit(tuple(rated), needed, weak=True)
+    return Fit(tuple(c for c in rated if c.evidence * RIVAL_SHARE > best.evidence), needed)

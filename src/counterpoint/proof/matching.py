@@ -6,15 +6,17 @@ A wrong (thread, guest CPU) pair leaves no feasible offset after a handful of ev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from counterpoint.proof.epochs import find_stretches
+from counterpoint.proof.epochs import MIN_CHUNK, Stretch, find_stretches
 from counterpoint.proof.feasible import IntervalSet, TooManyError, narrow
-from counterpoint.proof.fit import Thread, check, fit, overlap_range
+from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, Thread, check, overlap_range
+from counterpoint.proof.nesting import within
 from counterpoint.proof.tracks import Track
-from counterpoint.proof.windows import HostActivity
+from counterpoint.proof.windows import HostActivity, Spans
 from counterpoint.traces.recording import Recording
 
 SAMPLE = 4096
@@ -44,11 +46,14 @@ class Hints:
 class ThreadPool:
     """The vCPU threads of a host, their windows built once."""
 
-    def __init__(self, host: Recording) -> None:
-        """Find all threads with kvm events."""
+    def __init__(self, host: Recording, modes: dict[int, Spans] | None = None) -> None:
+        """Find all threads with kvm events. ``modes``: of a host that is a guest itself, when its CPUs could run."""
+        self.host = host
+        self._modes = modes or {}
         self.activity = HostActivity(host)
         self.vcpu_ids = _vcpu_ids(host)
         self._threads: dict[int, Thread] = {}
+        self._stretches: dict[tuple[int, int], tuple[Track, list[Stretch]]] = {}
 
     @property
     def tids(self) -> list[int]:
@@ -58,8 +63,16 @@ class ThreadPool:
     def thread(self, tid: int) -> Thread:
         """The thread's windows; KeyError where it has no kvm events."""
         if tid not in self._threads:
-            self._threads[tid] = Thread(self.activity.windows(tid))
+            self._threads[tid] = Thread(within(self.activity.windows(tid), self.host, self._modes))
         return self._threads[tid]
+
+    def stretches(self, track: Track, tid: int) -> list[Stretch]:
+        """``find_stretches`` of a track in a thread's windows, found once."""
+        key = id(track), tid
+        if key not in self._stretches:
+            # the track is kept, so that its id stays its own
+            self._stretches[key] = track, find_stretches(track.guest, self.thread(tid))
+        return self._stretches[key][1]
 
 
 def _vcpu_ids(host: Recording) -> dict[int, int]:
@@ -88,9 +101,10 @@ def may_match(track: Track, thread: Thread) -> bool:
     return len(found) > 0
 
 
-def _covered(track: Track, thread: Thread) -> int:
-    """Events that stretches of one offset each explain."""
-    return sum(s.last - s.first for s in find_stretches(track.guest, thread) if not s.fit.weak)
+def _covered(track: Track, tid: int, pool: ThreadPool) -> bool:
+    """Whether stretches of one offset each, none of them weak, explain most of the events."""
+    explained = sum(s.last - s.first for s in pool.stretches(track, tid) if not s.fit.weak)
+    return explained * MIN_COVERED > len(track.guest)
 
 
 def match(
@@ -113,13 +127,29 @@ def match(
             if any(_fits(track, pool.thread(tid), offset) for offset in claimed.get(cpu, ()))
             or may_match(track, pool.thread(tid))
         ]
+    settled: set[int] = set()
     for cpu, track in left.items():
-        if not options[cpu]:
-            options[cpu] = _piecewise(cpu, track, free, options, pool, hints)
+        strong = [tid for tid in options[cpu] if _is_strong(track, tid, pool, claimed.get(cpu, ()))]
+        if strong:
+            options[cpu] = strong
+            settled.update(strong[:1] if len(strong) == 1 else ())
+            continue
+        # no single offset speaks for a thread: one that changed may, and exclusion by single offsets proves nothing
+        options[cpu] = _piecewise(cpu, track, [t for t in free if t not in settled], pool, hints) or options[cpu]
     _eliminate(options)
     for cpu, track in left.items():
         out[cpu] = _decide(cpu, track, options[cpu], pool, hints)
     return out
+
+
+def _is_strong(track: Track, tid: int, pool: ThreadPool, offsets: Sequence[int]) -> bool:
+    """Whether one claimed offset fits all events, or any that are found most, with evidence."""
+    thread = pool.thread(tid)
+    for offset in offsets:
+        outcome = check(track.guest, track.relative_offset(offset, thread.windows.base), thread)
+        if not outcome.violations and outcome.evidence >= EVIDENCE_FOR_CLAIM:
+            return True
+    return _covered(track, tid, pool)
 
 
 def _fits(track: Track, thread: Thread, offset: int) -> bool:
@@ -127,18 +157,14 @@ def _fits(track: Track, thread: Thread, offset: int) -> bool:
     return not outcome.violations and outcome.inside > 0
 
 
-def _piecewise(
-    cpu: int, track: Track, free: list[int], options: dict[int, list[int]], pool: ThreadPool, hints: Hints
-) -> list[int]:
+def _piecewise(cpu: int, track: Track, free: list[int], pool: ThreadPool, hints: Hints) -> list[int]:
     """Threads whose windows explain most of the events with several offsets; the hinted ones are tried first."""
-    settled = {tids[0] for other, tids in options.items() if other != cpu and len(tids) == 1}
+    if len(track.guest) < 2 * MIN_CHUNK:
+        return []
     hinted = hints.guest_option.get(cpu)
-    order = sorted(
-        (tid for tid in free if tid not in settled),
-        key=lambda tid: (tid != hinted, pool.vcpu_ids.get(tid) != cpu, tid),
-    )
+    order = sorted(free, key=lambda tid: (tid != hinted, pool.vcpu_ids.get(tid) != cpu, tid))
     for tid in order:
-        if _covered(track, pool.thread(tid)) * MIN_COVERED > len(track.guest):
+        if _covered(track, tid, pool):
             return [tid]
     return []
 
@@ -161,19 +187,19 @@ def _decide(cpu: int, track: Track, tids: list[int], pool: ThreadPool, hints: Hi
     hinted = hints.guest_option.get(cpu)
     if not tids:
         if hinted is not None and hinted in pool.tids:
-            return Match(
-                hinted, "guest-option", (f"no offset puts its events into the windows of thread {hinted}",)
-            )
+            return Match(hinted, "guest-option", (f"no offset puts its events into the windows of thread {hinted}",))
         return Match(None, "causality", ("no thread's run windows can hold its events",))
     if hinted is not None and hinted in tids:
         return Match(hinted, "guest-option")
+    strong = [tid for tid in tids if _covered(track, tid, pool)]
     notes: tuple[str, ...] = ()
     if hinted is not None and hinted > 0:
+        if hinted in pool.tids and not strong:
+            return Match(hinted, "guest-option", (f"no one offset puts its events into the windows of thread {hinted}",))
         why = "has no kvm events" if hinted not in pool.tids else "is excluded by causality"
         notes = (f"the GUEST option names thread {hinted}, which {why}",)
     if len(tids) == 1:
         return Match(tids[0], "causality", notes)
-    strong = [tid for tid in tids if fit(track.guest, pool.thread(tid)).is_unique]
     if len(strong) == 1:
         return Match(strong[0], "causality", notes)
     named = [tid for tid in (strong or tids) if pool.vcpu_ids.get(tid) == cpu]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from counterpoint.claims import given
 from counterpoint.claims.model import Claim
-from counterpoint.clocks.counter import I64, to_signed
-from counterpoint.proof.epochs import Stretch, change_points, find_stretches
-from counterpoint.proof.feasible import Interval
+from counterpoint.clocks.counter import I64, MASK, to_signed
+from counterpoint.proof.epochs import MIN_BETWEEN, Stretch, change_points, find_stretches, unexplained
+from counterpoint.proof.feasible import Interval, IntervalSet, narrow
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, Candidate, Check, Fit, Thread, check, fit
 from counterpoint.proof.tracks import Track
 from counterpoint.proof.verdicts import (
@@ -27,6 +28,13 @@ from counterpoint.traces.recording import Recording
 
 BY_CAUSALITY = "causality"
 
+MAX_DRIFT = 1000
+"""One part in this many: offsets that creep more slowly may be a difference of the clocks' rates."""
+
+DRIFT = (
+    "the offset creeps in one direction: the two clocks do not seem to run at one rate, so these epochs are no changes"
+)
+
 
 @dataclass(slots=True)
 class _Part:
@@ -40,13 +48,17 @@ class _Part:
     source: str = BY_CAUSALITY
     host_from: int | None = None
     host_to: int | None = None
+    doubtful: bool = False
 
 
 class VcpuProver:
     """Proves one guest CPU's clock map. All numbers inside are relative to the track's and the windows' bases."""
 
-    def __init__(self, guest: Recording, track: Track, thread: Thread) -> None:
-        """Take the guest CPU's events and the thread's windows."""
+    def __init__(
+        self, guest: Recording, track: Track, thread: Thread, stretches: Callable[[], list[Stretch]] | None = None
+    ) -> None:
+        """Take the guest CPU's events and the thread's windows; ``stretches``: what was found in them before."""
+        self._found = stretches
         self.guest = guest
         self.track = track
         self.thread = thread
@@ -60,11 +72,22 @@ class VcpuProver:
         parts = self._from_one_claim(usable)
         late: list[tuple[int, int, Stretch | None]] = []
         stray: list[str] = []
-        if parts is None:
-            stretches = find_stretches(self.track.guest, self.thread)
-            parts, late, stray = self._parts(stretches, usable)
+        if parts is None or not self._covers(parts[0]):
+            if parts is None and self._found is not None:
+                stretches = self._found()
+            else:
+                start = parts[0].fit if parts else None
+                stretches = find_stretches(self.track.guest, self.thread, start)
+            if parts is None or len(stretches) > 1:
+                parts, late, stray = self._parts(stretches, usable)
         if not parts:
             parts = [self._unbounded_part(usable)]
+        for part in parts:
+            stray += self._doubt(part)
+        if self._drifts(parts, claims):
+            stray.append(DRIFT)
+            for part in parts:
+                part.doubtful = part.doubtful or part.source == BY_CAUSALITY
         mis_stamped = tuple(self._mis_stamped(first, last, parts) for first, last, _ in late)
         late_rows = np.zeros(len(self.track.guest), np.bool_)
         for first, last, _ in late:
@@ -82,6 +105,48 @@ class VcpuProver:
         )
 
     # -- epochs
+
+    def _covers(self, part: _Part) -> bool:
+        """Whether all events, but for a few, fall between the thread's first and last kvm event."""
+        host, windows = self.track.guest - part.offset, self.thread.windows
+        return int(((host < windows.first) | (host > windows.last)).sum()) < MIN_BETWEEN
+
+    def _doubt(self, part: _Part) -> list[str]:
+        """Notes on events of the part that its offset puts out of sight without reason; they leave it in doubt."""
+        if not part.fit.candidates:
+            return []
+        runs = unexplained(self.track.guest, self.thread, part.offset, part.first, part.last)
+        part.doubtful = bool(runs)
+        return [
+            f"{last - first} events (guest stamps {self._stamp(first)} to {self._stamp(last - 1)}) would lie outside"
+            " the host's recording: the offset seems to have changed, by how much is not known"
+            for first, last in runs
+        ]
+
+    def _drifts(self, parts: list[_Part], claims: list[Claim]) -> bool:
+        """Whether the epochs look like one line: the two clocks do not run at one rate.
+
+        Their offsets creep in one direction by less than MAX_DRIFT of the elapsed time, announced by no claim. Two
+        epochs alone may be a small step as well: they count where one line fits all events.
+        """
+        if len(parts) < 2 or any(p.host_from is not None for p in parts):
+            return False
+        guest = self.track.guest
+        at = [(int(guest[p.sure[0]]) + int(guest[p.sure[1] - 1])) // 2 - p.offset for p in parts]
+        steps = [b.offset - a.offset for a, b in zip(parts, parts[1:], strict=False)]
+        spans = [b - a for a, b in zip(at, at[1:], strict=False)]
+        one_way = all(s > 0 for s in steps) or all(s < 0 for s in steps)
+        if not one_way or not all(abs(s) * MAX_DRIFT < d for s, d in zip(steps, spans, strict=True)):
+            return False
+        if len(parts) > 2:
+            return True
+        # exact: the line through both middles, in integers
+        host = guest - parts[0].offset
+        line = np.array([(int(h) - at[0]) * steps[0] // spans[0] for h in host.tolist()], np.int64)
+        level = guest - line
+        reach = abs(steps[0])
+        found = fit(level, self.thread, (parts[0].offset - reach, parts[0].offset + reach), 0)
+        return bool(found.candidates)
 
     def _relative(self, claim: Claim) -> int:
         return self.track.relative_offset(claim.offset, self.base)
@@ -153,6 +218,13 @@ class VcpuProver:
             right.first = point
             left.sure = (left.sure[0], min(left.sure[1], left.last))
             right.sure = (max(right.sure[0], right.first), right.sure[1])
+        for part in parts:
+            if part.source == BY_CAUSALITY and part.fit.is_unique:
+                best = part.fit.candidates[0]
+                events = guest[part.first : part.last]
+                left_over = narrow(IntervalSet.of(best.lo, best.hi), events, self.thread.gap_lo, self.thread.gap_hi)
+                if len(left_over):
+                    part.offset = (int(left_over.lo[0]) + int(left_over.hi[0])) // 2
         return parts, late, notes
 
     def _choose(self, stretch: Stretch, claims: list[Claim]) -> tuple[int, str]:
@@ -208,7 +280,7 @@ class VcpuProver:
     def _host(self, relative_stamp: int | None) -> int | None:
         if relative_stamp is None or abs(relative_stamp) >= int(FOREVER):
             return None
-        return relative_stamp + self.base
+        return (relative_stamp + self.base) & MASK
 
     def _epoch(
         self,
@@ -261,6 +333,8 @@ class VcpuProver:
             return Verdict.REFUTED
         if not part.fit.candidates:
             return Verdict.REFUTED if refuted else Verdict.UNBOUNDED
+        if part.doubtful:
+            return Verdict.REFUTED if refuted else Verdict.AMBIGUOUS
         if part.source != BY_CAUSALITY and not outcome.violations and outcome.evidence >= EVIDENCE_FOR_CLAIM:
             return Verdict.PROVED
         if refuted:
@@ -333,7 +407,7 @@ class VcpuProver:
             host = int(self.track.guest[positions[0]]) - offset
             example = Counterexample(
                 int(self.guest.stamp[row]), row, self.guest.event_name(int(self.guest.event_id[row])),
-                host + self.base, None, None, reason,
+                (host + self.base) & MASK, None, None, reason,
             )  # fmt: skip
             return ClaimProof(claim, Verdict.REFUTED, *counts, counterexample=example, reason=reason)
         reason = (
@@ -370,7 +444,7 @@ class VcpuProver:
             int(self.guest.stamp[row]),
             row,
             self.guest.event_name(int(self.guest.event_id[row])),
-            host + self.base,
+            (host + self.base) & MASK,
             left,
             entered,
             f"thread {self.thread.windows.tid} was outside guest mode from {left} to {entered}",

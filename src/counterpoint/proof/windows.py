@@ -70,7 +70,7 @@ class HostActivity:
     def __init__(self, host: Recording) -> None:
         """Gather the kvm events of ``host``; windows are built per thread when asked for."""
         self.host = host
-        self.base = int(host.stamp.min()) if len(host) else 0
+        self.base = self.base_of(host)
         entries = host.rows(host.format_named("kvm", "kvm_entry"))
         exits = host.rows(host.format_named("kvm", "kvm_exit"))
         rows = np.concatenate([entries, exits])
@@ -82,6 +82,11 @@ class HostActivity:
         self._cpu = self._cpu_of_row(self._rows)
         self.tids, starts = np.unique(pid[order], return_index=True)
         self._starts = np.append(starts, len(rows))
+
+    @staticmethod
+    def base_of(host: Recording) -> int:
+        """What stamps of ``host`` are relative to."""
+        return int(host.stamp.min()) if len(host) else 0
 
     def _cpu_of_row(self, rows: I64) -> I64:
         cpus = np.array([s.cpu for s in self.host.streams], np.int64)
@@ -198,17 +203,17 @@ def _build(
     entry_rows[1], exit_rows[1] = rows[:-1][run], rows[1:][run]
 
     lost_cpu, lost_from, lost_to = lost
-    holes = [_overlaps(begin[gap], end[gap], *silent)] if silent is not None else []
+    holes = [overlaps(begin[gap], end[gap], *silent)] if silent is not None else []
     for number in np.unique(lost_cpu).tolist():
         mine = lost_cpu == number
         # off the CPU that it left guest mode on and enters it on again, the thread must have been switched away
         there = gap & ((cpu[:-1] == number) | (cpu[1:] == number))
-        holes.append(_overlaps(begin[there], end[there], lost_from[mine], lost_to[mine]))
+        holes.append(overlaps(begin[there], end[there], lost_from[mine], lost_to[mine]))
         elsewhere = gap & ~there
         lo, hi = begin[elsewhere], end[elsewhere]
         if switched is not None:
-            lo, hi = _overlaps(lo, hi, *switched)
-        holes.append(_overlaps(lo, hi, lost_from[mine], lost_to[mine]))
+            lo, hi = overlaps(lo, hi, *switched)
+        holes.append(overlaps(lo, hi, lost_from[mine], lost_to[mine]))
     for lo, hi in holes:
         spans_lo.append(lo)
         spans_hi.append(hi)
@@ -231,7 +236,7 @@ def _build(
     return RunWindows(tid, base, lo[keep], hi[keep], is_run_sorted[keep], entry[keep], leave[keep])
 
 
-def _overlaps(lo: I64, hi: I64, hole_from: I64, hole_to: I64) -> Spans:
+def overlaps(lo: I64, hi: I64, hole_from: I64, hole_to: I64) -> Spans:
     """The parts of the disjoint sorted spans [lo, hi] that lie in any hole, as (lo, hi)."""
     first = np.searchsorted(hi, hole_from, side="right")
     last = np.searchsorted(lo, hole_to, side="left")

@@ -15,9 +15,11 @@ from counterpoint.clocks.counter import to_signed
 from counterpoint.clocks.rate import Rate
 from counterpoint.errors import UsageError
 from counterpoint.proof.matching import Hints, Match, ThreadPool, match
+from counterpoint.proof.nesting import guest_mode
 from counterpoint.proof.tracks import tracks_of
 from counterpoint.proof.vcpu import BY_CAUSALITY, VcpuProver, unmatched
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict, worst
+from counterpoint.proof.windows import HostActivity, Spans
 from counterpoint.timeline.merge import Machine, Timeline
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
@@ -64,7 +66,9 @@ class SyncResult:
             Machine(self.host_name, self.host, None, self.host.stamp, np.ones(len(self.host), np.bool_))
         ]
         by_name = {m.name: m for m in machines}
-        for guest in self._parents_first():
+        guests = {g.name: g for g in self.guests}
+        for name in _parents_first(self.host_name, {g.name: g.parent for g in self.guests}):
+            guest = guests[name]
             parent = by_name[guest.parent]
             stamp, placed = _to_parent(guest)
             if guest.parent != self.host_name:
@@ -73,15 +77,6 @@ class SyncResult:
             by_name[guest.name] = machine
         machines += [by_name[g.name] for g in self.guests]
         return Timeline(machines, self.rate)
-
-    def _parents_first(self) -> list[GuestProof]:
-        done, order, left = {self.host_name}, [], list(self.guests)
-        while left:
-            ready = [g for g in left if g.parent in done]
-            order += ready
-            done |= {g.name for g in ready}
-            left = [g for g in left if g.name not in done]
-        return order
 
 
 def sync(
@@ -124,28 +119,26 @@ def sync(
         if not len(recording):
             warnings.append(f"{name}: the recording holds no events")
     pools: dict[str, ThreadPool] = {}
-    proofs = []
-    for name, recording in zip(guest_names, recordings, strict=True):
-        parent = parent_of[name]
+    proofs: dict[str, GuestProof] = {}
+    for name in _parents_first(host_name, parent_of):
+        recording, parent = by_name[name], parent_of[name]
         say(f"proving {name}")
         if parent not in pools:
-            pools[parent] = ThreadPool(by_name[parent])
-        proofs.append(
-            _prove_guest(
-                name,
-                recording,
-                parent,
-                by_name[parent],
-                pools[parent],
-                [c for g, c in typed if g in (None, name)],
-                {cpu: tid for g, cpu, tid in threads if g in (None, name)},
-                use_claims,
-            )
+            pools[parent] = ThreadPool(by_name[parent], _modes(proofs.get(parent), pools, by_name[parent]))
+        proofs[name] = _prove_guest(
+            name,
+            recording,
+            parent,
+            by_name[parent],
+            pools[parent],
+            [c for g, c in typed if g in (None, name)],
+            {cpu: tid for g, cpu, tid in threads if g in (None, name)},
+            use_claims,
         )
     return SyncResult(
         host_recording,
         host_name,
-        tuple(proofs),
+        tuple(proofs[name] for name in guest_names),
         next((r for r in map(rate_of, by_name.values()) if r is not None), None)
         if host_recording.unit == "ticks"
         else rate_of(host_recording),
@@ -186,6 +179,28 @@ def _parents(host: str, guests: Sequence[str], said: Mapping[str, str]) -> dict[
                 raise UsageError(f"--parent: {guest} is its own ancestor")
             seen.add(at)
             at = out[at]
+    return out
+
+
+def _parents_first(host: str, parent_of: Mapping[str, str]) -> list[str]:
+    """The guests, each after its parent."""
+    order: list[str] = []
+    while len(order) < len(parent_of):
+        order += [g for g, parent in parent_of.items() if g not in order and (parent == host or parent in order)]
+    return order
+
+
+def _modes(parent: GuestProof | None, pools: Mapping[str, ThreadPool], recording: Recording) -> dict[int, Spans]:
+    """When the CPUs of a parent that is a guest itself may have been in guest mode, in its own time."""
+    if parent is None:
+        return {}
+    base = HostActivity.base_of(recording)
+    out = {}
+    for vcpu in parent.vcpus:
+        if vcpu.host_tid is not None:
+            spans = guest_mode(vcpu, pools[parent.parent].thread(vcpu.host_tid), base)
+            if spans is not None:
+                out[vcpu.guest_cpu] = spans
     return out
 
 
