@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -57,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--raw", action="store_true", help="list the fields instead of the print formats' text"
     )
+    group.add_argument("--json", action="store_true", help="one JSON object a line for each event")
     add_claims(parser)
 
 
@@ -81,13 +84,8 @@ def run(args: argparse.Namespace) -> int:
         positions = positions[max(0, len(positions) - args.last) :] if args.last > 0 else positions[:0]
     text = TimelineText(timeline, raw=args.raw)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    block: list[str] = []
-    for line in text.lines(positions):
-        block.append(line)
-        if len(block) >= BLOCK:
-            sys.stdout.write("\n".join(block) + "\n")
-            block.clear()
-    if block:
+    lines = map(json.dumps, text.records(positions)) if args.json else text.lines(positions)
+    while block := list(itertools.islice(lines, BLOCK)):
         sys.stdout.write("\n".join(block) + "\n")
     sys.stdout.flush()
     for reason in text.fallbacks:

@@ -84,7 +84,8 @@ def _write(result: SyncResult, path: Path, *, force: bool) -> None:
     elif path.suffix == ".txt":
         from counterpoint.outputs.text import write_text
 
-        write_text(result.timeline, path, overwrite=force)
+        for reason in write_text(result.timeline, path, overwrite=force):
+            warn(f"{path}: shown by its fields: {reason}")
     else:
         from counterpoint.outputs.files import replacing
         from counterpoint.outputs.report import sync_report

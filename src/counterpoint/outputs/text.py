@@ -11,10 +11,13 @@ counter plain, ns as seconds with nine decimals.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from counterpoint.outputs.files import replacing
 from counterpoint.timeline.merge import Loss, Timeline
@@ -97,6 +100,42 @@ class TimelineText:
             else:
                 yield from texts
 
+    def records(self, positions: I64) -> Iterator[dict[str, Any]]:
+        """The events at ``positions`` as dicts, for JSON lines; ``stamp`` is the machine's own."""
+        timeline = self.timeline
+        for begin in range(0, len(positions), BLOCK):
+            block = positions[begin : begin + BLOCK]
+            machine, row = timeline.machine[block], timeline.row[block]
+            info = self._info(machine, row)
+            for index, at, host, text in zip(
+                machine.tolist(), row.tolist(), timeline.host_ticks[block].tolist(), info, strict=True
+            ):
+                recording = timeline.machines[index].recording
+                event = recording.formats.get(int(recording.event_id[at]))
+                pid = int(recording.pid[at])
+                yield {
+                    "machine": timeline.machines[index].name,
+                    "host_stamp": host,
+                    "stamp": int(recording.stamp[at]),
+                    "cpu": recording.streams[int(recording.stream_of[at])].cpu,
+                    "task": recording.comm(pid),
+                    "tid": pid,
+                    "event": f"{event.system}:{event.name}" if event else str(int(recording.event_id[at])),
+                    "text": text.strip(),
+                }
+
+    def _info(self, machine: npt.NDArray[np.uint16], row: I64) -> list[str]:
+        """The texts of events behind their names."""
+        info: list[str] = [""] * len(row)
+        for index in np.unique(machine).tolist():
+            mine = np.flatnonzero(machine == index)
+            ids = self.timeline.machines[index].recording.event_id[row[mine]]
+            for event_id in np.unique(ids).tolist():
+                chosen = mine[ids == event_id]
+                for place, text in zip(chosen.tolist(), self._texts[index].render(event_id, row[chosen]), strict=True):
+                    info[place] = text
+        return info
+
     def _loss(self, loss: Loss) -> str:
         count = f"{loss.count} " if loss.count > 0 else ""
         return f"{self._prefix[loss.machine]}CPU:{loss.cpu} [{count}EVENTS DROPPED]"
@@ -104,31 +143,31 @@ class TimelineText:
     def _block(self, positions: I64) -> list[str]:
         timeline = self.timeline
         machine, row = timeline.machine[positions], timeline.row[positions]
-        info: list[str] = [""] * len(positions)
+        info = self._info(machine, row)
         names: list[str] = [""] * len(positions)
         heads: list[str] = [""] * len(positions)
         for index in np.unique(machine).tolist():
             recording = timeline.machines[index].recording
             mine = np.flatnonzero(machine == index)
             rows = row[mine]
-            ids = recording.event_id[rows]
-            for event_id in np.unique(ids).tolist():
-                chosen = mine[ids == event_id]
-                name = _clean(recording.event_name(event_id))
-                title = f"{name + ':':<21} "
-                for place, text in zip(
-                    chosen.tolist(), self._texts[index].render(event_id, row[chosen]), strict=True
-                ):
-                    info[place], names[place] = text, title
+            titles = {
+                event_id: f"{_clean(recording.event_name(event_id)) + ':':<21} "
+                for event_id in np.unique(recording.event_id[rows]).tolist()
+            }
             tasks, prefix = self._tasks[index], self._prefix[index]
             cpus = [s.cpu for s in recording.streams]
-            for place, pid, stream in zip(
-                mine.tolist(), recording.pid[rows].tolist(), recording.stream_of[rows].tolist(), strict=True
+            for place, pid, stream, event_id in zip(
+                mine.tolist(),
+                recording.pid[rows].tolist(),
+                recording.stream_of[rows].tolist(),
+                recording.event_id[rows].tolist(),
+                strict=True,
             ):
                 task = tasks.get(pid)
                 if task is None:
                     task = tasks[pid] = f"{prefix}{_clean(recording.comm(pid)):>16}-{pid:<5} ["
                 heads[place] = f"{task}{cpus[stream]:03d}]"
+                names[place] = titles[event_id]
         stamps = self._stamps(positions)
         # most lines are clean: look once at all of them together
         lines = [f"{h}{t}: {n}{i}" for h, t, n, i in zip(heads, stamps, names, info, strict=True)]
@@ -153,12 +192,7 @@ def write_text(timeline: Timeline, path: Path, *, overwrite: bool) -> list[str]:
     """Write all lines to ``path``; returns the fallbacks. UsageError where it exists and may not be replaced."""
     text = TimelineText(timeline)
     with replacing(path, overwrite=overwrite) as file:
-        block: list[str] = []
-        for line in text.lines():
-            block.append(line)
-            if len(block) >= BLOCK:
-                file.write(("\n".join(block) + "\n").encode("utf-8", "replace"))
-                block.clear()
-        if block:
+        lines = text.lines()
+        while block := list(itertools.islice(lines, BLOCK)):
             file.write(("\n".join(block) + "\n").encode("utf-8", "replace"))
     return text.fallbacks
