@@ -8,6 +8,8 @@ from counterpoint.clocks.counter import relative
 from counterpoint.clocks.rate import Rate
 from counterpoint.traces.recording import Recording
 
+REFINEMENTS = 3
+
 MIN_SPAN_NS = 10_000_000
 """A shorter span of timer events does not give a rate: their own latency would show in it."""
 
@@ -23,10 +25,11 @@ def rate_of(recording: Recording) -> Rate | None:
 
 
 def _from_timers(recording: Recording) -> Rate | None:
-    """From ``timer:hrtimer_expire_entry``: its ``now`` is ktime in ns, taken a moment before its own stamp.
+    """From ``timer:hrtimer_expire_entry``: its ``now`` is ktime in ns, read some time before its own stamp.
 
-    The span between the first and the last event of the most frequent timer function is taken: its error is that of
-    two interrupt latencies over the span, and CLOCK_MONOTONIC's own slew (at most 500 ppm under NTP).
+    Of the most frequent timer function two events are taken, one from each end of the recording, whose stamps are least
+    behind their ``now``: what is left of the error is the difference of two smallest latencies over the span, and
+    CLOCK_MONOTONIC's own slew (at most 500 ppm under NTP).
     """
     event = recording.format_named("timer", "hrtimer_expire_entry")
     rows = recording.rows(event)
@@ -38,11 +41,17 @@ def _from_timers(recording: Recording) -> Rate | None:
     except KeyError:
         return None
     names, counts = np.unique(function, return_counts=True)
-    rows, now = rows[function == names[counts.argmax()]], now[function == names[counts.argmax()]]
-    base = int(recording.stamp[rows[0]])
-    stamp = relative(recording.stamp[rows], base)
-    first, last = int(stamp.argmin()), int(stamp.argmax())
-    span_ns = int(now[last]) - int(now[first])
-    if span_ns < MIN_SPAN_NS:
-        return None
-    return Rate.of_ratio(span_ns, int(stamp[last]) - int(stamp[first]), "hrtimer_expire_entry")
+    often = function == names[counts.argmax()]
+    order = np.argsort(now[often], kind="stable")
+    now = now[often][order] - now[often][order[0]]
+    stamp = relative(recording.stamp[rows[often]][order], int(recording.stamp[rows[often][order[0]]]))
+    first, last = 0, len(now) - 1
+    for _ in range(REFINEMENTS):
+        span_ns, ticks = int(now[last] - now[first]), int(stamp[last] - stamp[first])
+        if span_ns < MIN_SPAN_NS or ticks <= 0:
+            return None
+        # how far each stamp is behind its now, by the slope so far; a float will do to choose by
+        behind = stamp - now * (ticks / span_ns)
+        third = max(1, len(now) // 3)
+        first, last = int(behind[:third].argmin()), len(now) - third + int(behind[-third:].argmin())
+    return Rate.of_ratio(int(now[last] - now[first]), int(stamp[last] - stamp[first]), "hrtimer_expire_entry")
