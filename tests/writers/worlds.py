@@ -184,8 +184,9 @@ def tiny_pair(
     vcpus: int = 1,
     windows: int = 20,
     guest_events: int = 40,
+    start: int = START,
     offset: int | Sequence[int] = -38_775_413_133,
-    change: OffsetChange | None = None,
+    change: OffsetChange | Sequence[OffsetChange] | None = None,
     decoys: int = 1,
     slack: int = 200,
     hug: float = 0.1,
@@ -197,10 +198,11 @@ def tiny_pair(
     """Make a host file, a guest file and the truth.
 
     Each vCPU has ``windows`` run windows and ``guest_events`` events, all within ``[entry + slack, exit -
-    slack]`` in host time; a share ``hug`` of them lies on those bounds. ``offset`` is one for all vCPUs or
-    one each. ``lost`` events in a row are missing from the middle of host CPU 0. ``decoys`` threads of
-    another VM run vCPUs of the same numbers. ``claims``: the files hold right TIME_SHIFT and GUEST options.
-    ``file`` goes to both ``TraceFile``s.
+    slack]`` in host time; a share ``hug`` of them lies on those bounds. ``start`` is about the first host
+    stamp (a counter that passes 2^64 wraps). ``offset`` is one for all vCPUs or one each. ``lost`` events in
+    a row are missing from the middle of host CPU 0. ``decoys`` threads of another VM run vCPUs of the same
+    numbers. ``claims``: the files hold right TIME_SHIFT and GUEST options. ``file`` goes to both
+    ``TraceFile``s.
     """
     file = {"clock": "x86-tsc" if arch == "x86" else "mono_raw"} | file
     kvm = [KVM_ENTRY_X86, KVM_EXIT_X86, KVM_WRITE_TSC_OFFSET]
@@ -215,16 +217,20 @@ def tiny_pair(
     offsets = [offset] * vcpus if isinstance(offset, int) else list(offset)
     epochs = {v: [(0, offsets[v])] for v in range(vcpus)}
 
-    now = START
-    moved = [t for t in threads if change is not None and change.vcpu in (None, t.vcpu)]
+    now = start
+    changes = [] if change is None else [change] if isinstance(change, OffsetChange) else list(change)
     while any(thread.left for thread in threads + others):
-        if change is not None and sum(t.left for t in moved) <= (1 - change.at) * windows * len(moved):
+        for one in list(changes):
+            moved = [t for t in threads if one.vcpu in (None, t.vcpu)]
+            if sum(t.left for t in moved) > (1 - one.at) * windows * len(moved):
+                continue
+            changes.remove(one)
             for thread in moved:
                 old = offsets[thread.vcpu]
-                epochs[thread.vcpu].append((now, old + change.delta))
-                if change.recorded and arch == "x86":
-                    thread.pending = (old, old + change.delta)
-            change = None
+                offsets[thread.vcpu] = old + one.delta
+                epochs[thread.vcpu].append((now, old + one.delta))
+                if one.recorded and arch == "x86":
+                    thread.pending = (old, old + one.delta)
         ready = [thread for thread in threads + others if thread.left]
         world.random.shuffle(ready)
         cpus = world.random.sample(range(host_cpus), host_cpus)

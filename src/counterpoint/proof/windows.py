@@ -7,8 +7,9 @@ host did not see, nothing can be said: those spans are *unknown* and allow every
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -140,12 +141,12 @@ class HostActivity:
             self._rows[part],
             self.lost_spans,
             self._on_silent_cpus(tid),
-            self._switched_away(tid) if len(self.lost_spans[0]) else None,
+            None if self._switches is None else partial(self._away, tid),
         )
 
     @cached_property
-    def _switches(self) -> tuple[I64, I64, I64] | None:
-        """sched_switch events: (stamp, prev_pid, next_pid), or None where they were not recorded."""
+    def _switches(self) -> tuple[I64, I64, I64, I64] | None:
+        """sched_switch events: (stamp, cpu, prev_pid, next_pid), or None where they were not recorded."""
         event = self.host.format_named("sched", "sched_switch")
         rows = self.host.rows(event)
         if event is None or not len(rows):
@@ -155,14 +156,18 @@ class HostActivity:
             following = self.host.column(event, "next_pid", rows).astype(np.int64)
         except KeyError:
             return None
-        return relative(self.host.stamp[rows], self.base), prev, following
+        return relative(self.host.stamp[rows], self.base), self._cpu_of_row(rows), prev, following
 
-    def _switched_away(self, tid: int) -> Spans | None:
-        """Spans from each switch away from ``tid`` to the next switch to it that was seen; None: not recorded."""
-        if self._switches is None:
-            return None
-        stamp, prev, following = self._switches
-        out, back = np.sort(stamp[prev == tid]), np.append(np.sort(stamp[following == tid]), FOREVER)
+    def _away(self, tid: int, cpu: int | None) -> Spans:
+        """When ``tid`` may have been on ``cpu`` (None: on one that was not traced) without being seen there.
+
+        From each switch away from it to the next switch to it on another CPU. This holds while no switch is lost
+        but on ``cpu`` itself.
+        """
+        assert self._switches is not None
+        stamp, where, prev, following = self._switches
+        out, back = stamp[prev == tid], stamp[(following == tid) & (where != (-1 if cpu is None else cpu))]
+        out, back = np.sort(out), np.append(np.sort(back), FOREVER)
         until = back[np.searchsorted(back, out)]
         # several switches away before one back: the first begins the span
         fresh = np.r_[True, until[1:] != until[:-1]] if len(out) else np.zeros(0, np.bool_)
@@ -172,8 +177,9 @@ class HostActivity:
         """Spans in which ``tid`` may have run on a CPU that was not traced; None: nowhere."""
         if not self.silent_cpus or self.silent_cpus_were_traced:
             return None
-        switched = self._switched_away(tid)
-        return (np.array([-FOREVER]), np.array([FOREVER])) if switched is None else switched
+        if self._switches is None:
+            return np.array([-FOREVER]), np.array([FOREVER])
+        return self._away(tid, None)
 
 
 def _build(
@@ -185,7 +191,7 @@ def _build(
     rows: I64,
     lost: tuple[I64, I64, I64],
     silent: Spans | None,
-    switched: Spans | None,
+    away: Callable[[int], Spans] | None,
 ) -> RunWindows:
     """Cut one thread's time into spans between its consecutive kvm events."""
     begin, end = stamp[:-1], stamp[1:]
@@ -202,25 +208,14 @@ def _build(
     exit_rows = [part.copy() for part in entry_rows]
     entry_rows[1], exit_rows[1] = rows[:-1][run], rows[1:][run]
 
-    lost_cpu, lost_from, lost_to = lost
-    holes = [overlaps(begin[gap], end[gap], *silent)] if silent is not None else []
-    for number in np.unique(lost_cpu).tolist():
-        mine = lost_cpu == number
-        # off the CPU that it left guest mode on and enters it on again, the thread must have been switched away
-        there = gap & ((cpu[:-1] == number) | (cpu[1:] == number))
-        holes.append(overlaps(begin[there], end[there], lost_from[mine], lost_to[mine]))
-        elsewhere = gap & ~there
-        lo, hi = begin[elsewhere], end[elsewhere]
-        if switched is not None:
-            lo, hi = overlaps(lo, hi, *switched)
-        holes.append(overlaps(lo, hi, lost_from[mine], lost_to[mine]))
+    holes = _holes((begin[gap], end[gap]), (cpu[:-1][gap], cpu[1:][gap]), lost, silent, away)
     for lo, hi in holes:
         spans_lo.append(lo)
         spans_hi.append(hi)
         is_run.append(np.zeros(len(lo), np.bool_))
         entry_rows.append(np.full(len(lo), -1, np.int64))
         exit_rows.append(np.full(len(lo), -1, np.int64))
-    if len(lost_cpu):
+    if len(lost[0]):
         _split_at_losses(spans_lo, spans_hi, is_run, entry_rows, exit_rows, cpu[:-1][run], lost)
     all_lo, all_hi = np.concatenate(spans_lo), np.concatenate(spans_hi)
     all_run = np.concatenate(is_run)
@@ -234,6 +229,51 @@ def _build(
     keep = hi >= lo
     keep[1:] &= is_run_sorted[1:] | (hi[1:] > reach[:-1])
     return RunWindows(tid, base, lo[keep], hi[keep], is_run_sorted[keep], entry[keep], leave[keep])
+
+
+def _holes(
+    gaps: Spans,
+    cpus: tuple[I64, I64],
+    lost: tuple[I64, I64, I64],
+    silent: Spans | None,
+    away: Callable[[int], Spans] | None,
+) -> list[Spans]:
+    """The parts of the ``gaps`` in which the thread may have been in guest mode unseen.
+
+    That is where events were lost on a CPU that it may have been on. ``cpus``: those that it left guest mode on and
+    enters it on next. ``away``: when it may have been on a CPU unseen, by its switches; None: they were not recorded.
+    """
+    gap_lo, gap_hi = gaps
+    lost_cpu, lost_from, lost_to = lost
+    numbers = np.unique(lost_cpu).tolist()
+    touched = [_touched(gap_lo, gap_hi, lost_from[lost_cpu == n], lost_to[lost_cpu == n]) for n in numbers]
+    losing = np.sum(touched, axis=0, dtype=np.int64) if touched else np.zeros(len(gap_lo), np.int64)
+    holes: list[Spans] = []
+    if silent is not None:
+        # a switch that was lost may have taken the thread there
+        holes.append((gap_lo[losing > 0], gap_hi[losing > 0]))
+        holes.append(overlaps(gap_lo[losing == 0], gap_hi[losing == 0], *silent))
+    for number, here in zip(numbers, touched, strict=True):
+        span = lost_from[lost_cpu == number], lost_to[lost_cpu == number]
+        may_be = (cpus[0] == number) | (cpus[1] == number)
+        if away is None:
+            may_be[:] = True
+        # a switch away that another CPU lost is not known of
+        may_be |= losing > here
+        holes.append(overlaps(gap_lo[may_be], gap_hi[may_be], *span))
+        if away is not None:
+            holes.append(overlaps(*overlaps(gap_lo[~may_be], gap_hi[~may_be], *away(number)), *span))
+    return holes
+
+
+def _touched(lo: I64, hi: I64, hole_from: I64, hole_to: I64) -> npt.NDArray[np.bool_]:
+    """Which of the disjoint sorted spans [lo, hi] any hole overlaps."""
+    first = np.searchsorted(hi, hole_from, side="right")
+    last = np.maximum(np.searchsorted(lo, hole_to, side="left"), first)
+    depth = np.zeros(len(lo) + 1, np.int64)
+    np.add.at(depth, first, 1)
+    np.add.at(depth, last, -1)
+    return np.cumsum(depth[:-1]) > 0
 
 
 def overlaps(lo: I64, hi: I64, hole_from: I64, hole_to: I64) -> Spans:
@@ -274,8 +314,10 @@ def _split_at_losses(
         for begin, end in cuts:
             if begin > at:
                 pieces.append((at, begin, True, entry, leave))
-            pieces.append((max(at, begin), min(end, stop), False, -1, -1))
-            at = min(end, stop)
+            # several buffers of one CPU may have lost events at the same time
+            if end > at:
+                pieces.append((max(at, begin), min(end, stop), False, -1, -1))
+                at = min(end, stop)
         if at < stop:
             pieces.append((at, stop, True, entry, leave))
     is_run[1] = is_run[1][keep]
