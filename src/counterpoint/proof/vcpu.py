@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -48,6 +49,7 @@ class _Part:
     source: str = BY_CAUSALITY
     host_from: int | None = None
     host_to: int | None = None
+    usable: Interval | None = None
     doubtful: bool = False
 
 
@@ -69,10 +71,10 @@ class VcpuProver:
     def prove(self, claims: list[Claim], matched_by: str, notes: tuple[str, ...]) -> VcpuProof:
         """Find the epochs, hold every claim against them, and report with witnesses."""
         usable = [c for c in claims if not c.is_scaled]
-        parts = self._from_one_claim(usable)
+        parts = self._from_one_claim(usable) or self._from_chain(usable)
         late: list[tuple[int, int, Stretch | None]] = []
         stray: list[str] = []
-        if parts is None or not self._covers(parts[0]):
+        if parts is None or (len(parts) == 1 and not self._covers(parts[0])):
             if parts is None and self._found is not None:
                 stretches = self._found()
             else:
@@ -168,6 +170,47 @@ class VcpuProver:
                 return [_Part(0, count, (0, count), found, offset, claim.source)]
         return None
 
+    def _from_chain(self, claims: list[Claim]) -> list[_Part] | None:
+        """Epochs as one source's claims follow each other, where they hold for all events; else None."""
+        chains: dict[str, list[Claim]] = {}
+        for claim in claims:
+            chains.setdefault(claim.source, []).append(claim)
+        for chain in chains.values():
+            if len(chain) < 2 or any(a.host_to is None or a.host_to != b.host_from for a, b in pairwise(chain)):
+                continue
+            if chain[0].host_from is None and chain[-1].host_to is None:
+                parts = self._along(chain)
+                if parts:
+                    return parts
+        return None
+
+    def _along(self, chain: list[Claim]) -> list[_Part] | None:
+        """The events cut at the chain's changes; None where they cannot be, or where a claim is violated."""
+        guest, first, parts = self.track.guest, 0, []
+        for index, claim in enumerate(chain):
+            offset, last = self._relative(claim), len(guest)
+            begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
+            if end is not None:
+                # the next claim's events are those from the first on that it puts after the change
+                after = guest[first:] - self._relative(chain[index + 1]) >= end
+                past = guest[first:] - offset >= end
+                last = first + int(np.argmax(after & past)) if (after & past).any() else len(guest)
+            events = guest[first:last]
+            outcome = check(events, offset, self.thread)
+            if outcome.violations or (begin is not None and (events - offset < begin).any()):
+                return None
+            if end is not None and (events - offset >= end).any():
+                return None
+            if len(events):
+                lo, hi = outcome.feasible or (offset, offset)
+                found = Fit(
+                    (Candidate(lo, hi, outcome.inside, outcome.evidence),),
+                    weak=outcome.evidence < EVIDENCE_FOR_CLAIM,
+                )
+                parts.append(_Part(first, last, (first, last), found, offset, claim.source, begin, end))
+            first = last
+        return parts
+
     def _unbounded_part(self, claims: list[Claim]) -> _Part:
         """All events at the first claim's offset (or none), where nothing could be found."""
         count = len(self.track.guest)
@@ -224,7 +267,8 @@ class VcpuProver:
                 events = guest[part.first : part.last]
                 left_over = narrow(IntervalSet.of(best.lo, best.hi), events, self.thread.gap_lo, self.thread.gap_hi)
                 if len(left_over):
-                    part.offset = (int(left_over.lo[0]) + int(left_over.hi[0])) // 2
+                    part.usable = int(left_over.lo[0]), int(left_over.hi[0])
+                    part.offset = sum(part.usable) // 2
         return parts, late, notes
 
     def _choose(self, stretch: Stretch, claims: list[Claim]) -> tuple[int, str]:
@@ -310,8 +354,9 @@ class VcpuProver:
             offset=track.absolute_offset(part.offset, self.base) if known else None,
             source=part.source,
             verdict=self._verdict(part, outcome, claims),
-            feasible=self._absolute(feasible),
-            candidates=tuple(pair for c in candidates if (pair := self._absolute(c))),
+            feasible=self._absolute(feasible, part.offset),
+            usable=self._absolute(part.usable or (feasible if len(parts) == 1 else None), part.offset),
+            candidates=tuple(pair for c in candidates if (pair := self._absolute(c, part.offset))),
             inside=outcome.inside if known else 0,
             violations=outcome.violations if known else 0,
             unknown=outcome.unknown if known else len(track.guest),
@@ -320,11 +365,12 @@ class VcpuProver:
             high=self._witness(sure, sure_at, part.offset, low=False),
         )
 
-    def _absolute(self, interval: Interval | None) -> Interval | None:
+    def _absolute(self, interval: Interval | None, about: int) -> Interval | None:
+        """Relative offsets as absolute ones, counted from ``about``, which is signed: so that they stay in order."""
         if interval is None or max(abs(interval[0]), abs(interval[1])) >= int(FOREVER):
             return None
-        lo, hi = (self.track.absolute_offset(value, self.base) for value in interval)
-        return lo, hi
+        middle = self.track.absolute_offset(about, self.base)
+        return middle + interval[0] - about, middle + interval[1] - about
 
     def _verdict(self, part: _Part, outcome: Check, claims: tuple[ClaimProof, ...]) -> Verdict:
         refuted = [c for c in claims if c.verdict is Verdict.REFUTED and self._is_about(c.claim, part)]
@@ -359,7 +405,7 @@ class VcpuProver:
         span = int(np.searchsorted(self.thread.lo, self.track.guest[position] - offset, side="right")) - 1
         begin, end = int(self.thread.lo[span]), int(self.thread.hi[span])
         row = int(self.track.rows[position])
-        bound = self.track.absolute_offset(outcome.feasible[0 if low else 1], self.base)
+        bound = self.track.absolute_offset(offset, self.base) + outcome.feasible[0 if low else 1] - offset
         return Witness(
             int(self.guest.stamp[row]),
             row,

@@ -73,7 +73,8 @@ class EpochProof:
 
     ``rows`` are the guest rows of the epoch. ``feasible`` is the closed interval of offsets that the events
     allow around the one in use; where several intervals remain, ``candidates`` lists them and ``feasible`` spans
-    them all. None: nothing bounds it. ``checked`` = ``inside`` + ``violations``; ``unknown`` events fall where the
+    them all. None: nothing bounds it. Both are counted from ``offset``: near 2**63 they may lie beyond it. ``usable``
+    is the part of ``feasible`` that suits the events between two epochs as well. ``checked`` = ``inside`` + ``violations``; ``unknown`` events fall where the
     host did not see.
     """
 
@@ -93,6 +94,7 @@ class EpochProof:
     evidence: int
     low: Witness | None = None
     high: Witness | None = None
+    usable: tuple[int, int] | None = None
 
     @property
     def checked(self) -> int:

@@ -120,7 +120,10 @@ class Timeline:
             for stream, row, count in zip(
                 losses.stream.tolist(), losses.row.tolist(), losses.count.tolist(), strict=True
             ):
-                out.append(Loss(int(at_row[row]), index, machine.recording.streams[stream].cpu, count))
+                of = machine.recording.streams[stream]
+                # after its CPU's last event, row is another CPU's
+                at = int(at_row[row]) if row < of.last else int(at_row[row - 1]) + 1 if row > of.first else 0
+                out.append(Loss(min(at, len(self)), index, of.cpu, count))
         return sorted(out, key=lambda loss: (loss.at, loss.machine, loss.cpu))
 
     def blocks(self, size: int = 1 << 16) -> Iterator[slice]:

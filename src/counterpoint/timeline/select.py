@@ -5,9 +5,11 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from counterpoint.clocks.counter import MASK, U64, relative, to_signed
 from counterpoint.errors import UsageError
 from counterpoint.timeline.merge import Timeline
 from counterpoint.traces.ring import I64
@@ -34,12 +36,11 @@ def select(timeline: Timeline, wanted: Selection) -> I64:
     for name in [*wanted.machines, *(m for m, _ in wanted.cpus if m is not None)]:
         if name not in names:
             raise UsageError(f"no machine is called {name!r} (there are: {', '.join(names)})")
-    stamps = timeline.host_ticks
     first, last = 0, len(timeline)
     if wanted.begin is not None:
-        first = int(np.searchsorted(stamps, _clamp(wanted.begin), side="left"))
+        first = _position(timeline, timeline.host_ticks, wanted.begin, "left")
     if wanted.end is not None:
-        last = int(np.searchsorted(stamps, _clamp(wanted.end), side="right"))
+        last = _position(timeline, timeline.host_ticks, wanted.end, "right")
     part = slice(first, max(first, last))
     keep = np.ones(part.stop - part.start, np.bool_)
     machine, row = timeline.machine[part], timeline.row[part]
@@ -71,8 +72,13 @@ def select(timeline: Timeline, wanted: Selection) -> I64:
     return first + np.flatnonzero(keep)
 
 
-def _clamp(stamp: int) -> np.uint64:
-    return np.uint64(min(max(stamp, 0), (1 << 64) - 1))
+def _position(timeline: Timeline, stamps: U64, stamp: int, side: Literal["left", "right"]) -> int:
+    """Where ``stamp`` stands among ``stamps``, which are in the timeline's order."""
+    if len(stamps) and stamps[0] > stamps[-1]:
+        # the counter ran over 2^64: what is nearer to the stamps below zero is meant
+        base = timeline.base
+        return int(np.searchsorted(relative(stamps, base), to_signed(stamp - base), side=side))
+    return int(np.searchsorted(stamps, np.uint64(min(max(stamp, 0), MASK)), side=side))
 
 
 def _is_task(comm: str, pid: int, wanted: Sequence[str]) -> bool:
@@ -87,5 +93,5 @@ def _is_event(full: str, pattern: str) -> bool:
 
 def around(timeline: Timeline, positions: I64, stamp: int, count: int) -> I64:
     """The ``count`` positions before and after host stamp ``stamp``."""
-    at = int(np.searchsorted(timeline.host_ticks[positions], _clamp(stamp), side="left"))
+    at = _position(timeline, timeline.host_ticks[positions], stamp, "left")
     return positions[max(0, at - count) : at + count]

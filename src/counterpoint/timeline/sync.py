@@ -11,7 +11,7 @@ import numpy as np
 
 from counterpoint.claims import given, time_shift, tsc_offset_events
 from counterpoint.claims.model import Claim
-from counterpoint.clocks.counter import to_signed
+from counterpoint.clocks.counter import relative, to_signed
 from counterpoint.clocks.rate import Rate
 from counterpoint.errors import UsageError
 from counterpoint.proof.matching import Hints, Match, ThreadPool, match
@@ -277,15 +277,18 @@ def _one_offset(vcpus: list[VcpuProof]) -> tuple[VcpuProof, ...]:
     KVM keeps the vCPUs of a VM on one offset unless told otherwise; where the proofs allow it, one offset keeps the
     guest's own order between its CPUs. Each epoch's interval stays its own.
     """
-    epochs = [e for v in vcpus for e in v.epochs if e.verdict is Verdict.DERIVED and e.feasible]
+    known = [e.usable for v in vcpus for e in v.epochs if e.verdict is Verdict.DERIVED and e.usable]
 
     def shared(epoch: EpochProof) -> EpochProof:
-        if epoch.verdict is not Verdict.DERIVED or epoch.feasible is None:
+        if epoch.verdict is not Verdict.DERIVED or epoch.usable is None:
             return epoch
-        lo, hi = epoch.feasible
-        for other in epochs:
-            if other.feasible and max(lo, other.feasible[0]) <= min(hi, other.feasible[1]):
-                lo, hi = max(lo, other.feasible[0]), min(hi, other.feasible[1])
+        lo, hi = epoch.usable
+        for low, high in known:
+            # offsets are modulo 2**64: the other interval as it lies from this one
+            begin = lo + to_signed(low - lo)
+            end = begin + high - low
+            if max(lo, begin) <= min(hi, end):
+                lo, hi = max(lo, begin), min(hi, end)
         return replace(epoch, offset=(lo + hi) // 2)
 
     return tuple(replace(v, epochs=tuple(shared(e) for e in v.epochs)) for v in vcpus)
@@ -319,18 +322,20 @@ def _through(
     Each event goes by the map of the parent's CPU that its thread last entered the guest on.
     """
     delta = parent.host_stamp - parent.recording.stamp
+    base = HostActivity.base_of(parent.recording)
+    when = relative(parent.recording.stamp, base)
     for vcpu in guest.vcpus:
         if vcpu.host_tid is None:
             continue
         entries = parent.recording.rows(parent.recording.format_named("kvm", "kvm_entry"))
         entries = entries[parent.recording.pid[entries] == vcpu.host_tid]
-        entries = entries[np.argsort(parent.recording.stamp[entries], kind="stable")]
-        rows = np.concatenate([e.rows for e in vcpu.epochs])
+        entries = entries[np.argsort(when[entries], kind="stable")]
+        rows = np.concatenate([*(e.rows for e in vcpu.epochs), *(m.rows for m in vcpu.mis_stamped)])
         rows = rows[placed[rows]]
         if not len(entries):
             placed[rows] = False
             continue
-        at = np.searchsorted(parent.recording.stamp[entries], stamp[rows], side="right") - 1
+        at = np.searchsorted(when[entries], relative(stamp[rows], base), side="right") - 1
         entry = entries[np.maximum(at, 0)]
         stamp[rows] += delta[entry]
         placed[rows] &= parent.placed[entry]
