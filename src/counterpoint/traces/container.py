@@ -21,7 +21,10 @@ from counterpoint.traces.cursor import Cursor
 
 MAGIC = b"\x17\x08\x44tracing"
 MAX_CPUS = 1 << 16
-MAX_SUB_BUFFER = 4 << 20  # a sub-buffer's write index has 20 bits (ring_buffer.c RB_WRITE_MASK); twice over
+MAX_STREAMS = 1 << 16  # CPUs of all buffers together
+MIN_SUB_BUFFER = 1 << 10
+MAX_SUB_BUFFER = 1 << 20  # a sub-buffer's write index has 20 bits (ring_buffer.c RB_WRITE_MASK)
+MAX_SECTION = 64 << 20  # what a compressed section may hold: the largest, kallsyms, has some 20 MB
 MAX_OPTION_SECTIONS = 4096
 MAX_EVENT_FORMATS = 1 << 16
 SECTION_HEADER_SIZE = 16
@@ -136,6 +139,7 @@ class Container:
             return self._block(offset, size, f"section {section.name}", compressed)
         except BadFileError as err:
             self.warnings.append(str(err))
+            del self._pieces[section]  # said once
             return b""
 
     def cursor(self, offset: int, size: int | None = None) -> Cursor:
@@ -151,6 +155,8 @@ class Container:
             return cursor.take(size, what)
         packed = cursor.uint(4, what)
         plain = cursor.uint(4, what)
+        if plain > MAX_SECTION:
+            raise BadFileError(f"{what} claims to hold {plain} bytes: refused", self.path, offset)
         data = cursor.take(packed, what)
         try:
             return compression.inflate(self.compression, data, plain)
@@ -185,9 +191,7 @@ def open_container(path: str | PathLike[str]) -> Container:
     container = Container(name, np.asarray(mapped))
     cursor = Cursor(container.mapped.data, name)
     if bytes(container.mapped[: len(MAGIC)]) != MAGIC:
-        raise BadFileError(
-            "not a trace.dat file (it does not begin with the magic 17 08 44 'tracing')", name, 0
-        )
+        raise BadFileError("not a trace.dat file (it does not begin with the magic 17 08 44 'tracing')", name, 0)
     cursor.pos = len(MAGIC)
     version = cursor.string("the version", 16)
     if version not in ("6", "7"):
@@ -199,10 +203,12 @@ def open_container(path: str | PathLike[str]) -> Container:
     container.big_endian = cursor.big_endian = endian == 1
     container.long_size = cursor.uint(1, "the size of a long")
     if container.long_size not in (4, 8):
-        raise cursor.error(f"a long of {container.long_size} bytes is neither 4 nor 8")
+        raise BadFileError(f"a long of {container.long_size} bytes is neither 4 nor 8", name, cursor.pos - 1)
     container.page_size = cursor.uint(4, "the page size")
-    if not 0 < container.page_size <= MAX_SUB_BUFFER:
-        raise cursor.error(f"page size {container.page_size} is not in 1..{MAX_SUB_BUFFER}")
+    if not MIN_SUB_BUFFER <= container.page_size <= MAX_SUB_BUFFER:
+        raise BadFileError(
+            f"page size {container.page_size} is not in {MIN_SUB_BUFFER}..{MAX_SUB_BUFFER}", name, cursor.pos - 4
+        )
     if container.version == 7:
         _read_v7(container, cursor)
     else:
@@ -235,9 +241,7 @@ def _read_v7(out: Container, cursor: Cursor) -> None:
     lowest = 0
     while next_offset:
         if next_offset in seen or len(seen) >= MAX_OPTION_SECTIONS:
-            out.warnings.append(
-                f"{out.path}, byte {next_offset}: the option sections run in a circle; stopped"
-            )
+            out.warnings.append(f"{out.path}, byte {next_offset}: the option sections run in a circle; stopped")
             break
         seen.add(next_offset)
         try:
@@ -287,23 +291,30 @@ def _add_piece(out: Container, section: Option, offset: int) -> None:
     out._pieces[section] = (body, size, compressed)
 
 
+def _room_for(out: Container, cursor: Cursor, name: str, cpus: int) -> None:
+    """Refuse a buffer's CPUs where a file claims more of them than any machine has."""
+    if sum(len(b.cpus) for b in out.buffers) + cpus > MAX_STREAMS:
+        raise cursor.error(f"buffer {name!r} and those before it claim more than {MAX_STREAMS} CPUs")
+
+
 def _buffer_v7(out: Container, cursor: Cursor) -> BufferData:
     section = cursor.uint(8, "a buffer's offset")
     name = cursor.string("a buffer's name")
     clock = cursor.string("a buffer's clock")
     sub_buffer = cursor.uint(4, "a buffer's page size")
     count = cursor.uint(4, "a buffer's CPU count")
-    if not 0 < sub_buffer <= MAX_SUB_BUFFER:
-        raise cursor.error(f"a sub-buffer of {sub_buffer} bytes is not in 1..{MAX_SUB_BUFFER}")
+    if not MIN_SUB_BUFFER <= sub_buffer <= MAX_SUB_BUFFER:
+        raise cursor.error(f"a sub-buffer of {sub_buffer} bytes is not in {MIN_SUB_BUFFER}..{MAX_SUB_BUFFER}")
     if count > min(MAX_CPUS, cursor.left // 20):
-        raise cursor.error(
-            f"buffer {name!r} claims {count} CPUs, the option has room for {cursor.left // 20}"
-        )
+        raise cursor.error(f"buffer {name!r} claims {count} CPUs, the option has room for {cursor.left // 20}")
     cpus = []
     for _ in range(count):
         cpu = cursor.uint(4, "a CPU of a buffer")
+        if cpu >= MAX_CPUS:
+            raise cursor.error(f"buffer {name!r} claims a CPU {cpu}, more than {MAX_CPUS} are not read")
         offset = cursor.uint(8, "a CPU of a buffer")
         cpus.append(CpuData(cpu, offset, cursor.uint(8, "a CPU of a buffer")))
+    _room_for(out, cursor, name, count)
     _, compressed, _, _ = _section(out, section)
     return BufferData(name, clock, sub_buffer, compressed, tuple(cpus))
 
@@ -445,10 +456,9 @@ def _v6_pieces(out: Container, cursor: Cursor) -> None:
 
 def _buffer_v6(out: Container, cursor: Cursor, name: str, cpus: int) -> BufferData:
     if cpus > cursor.left // 16:
-        out.warnings.append(
-            str(cursor.error(f"{cpus} CPUs are claimed, the file has room for {cursor.left // 16}"))
-        )
+        out.warnings.append(str(cursor.error(f"{cpus} CPUs are claimed, the file has room for {cursor.left // 16}")))
         cpus = cursor.left // 16
+    _room_for(out, cursor, name, cpus)
     table = []
     for cpu in range(cpus):
         offset = cursor.uint(8, "a CPU's offset")

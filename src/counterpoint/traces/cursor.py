@@ -14,9 +14,7 @@ class Cursor:
 
     __slots__ = ("base", "big_endian", "data", "path", "pos")
 
-    def __init__(
-        self, data: Bytes, path: str | PathLike[str], *, big_endian: bool = False, base: int = 0
-    ) -> None:
+    def __init__(self, data: Bytes, path: str | PathLike[str], *, big_endian: bool = False, base: int = 0) -> None:
         """Start at the first byte of ``data``."""
         self.data = data
         self.path = fspath(path)

@@ -25,9 +25,11 @@ Dynamic = Literal["", "data_loc", "rel_loc"]
 MAX_FIELDS = 4096
 """Fields read of one event; the kernel's own limit is far below (an event fits in one page)."""
 
+# bounded where the kernel's are: a declaration is a line, an offset lies in a page
 _FIELD = re.compile(
-    r"^\s*field(?: special)?:\s*(?P<decl>[^;]*);\s*offset:\s*(?P<offset>\d+);\s*size:\s*(?P<size>-?\d+);"
-    r"(?:\s*signed:\s*(?P<signed>\d+);)?"
+    r"^\s*field(?: special)?:(?P<decl>[^;]{0,1024});\s*offset:\s*(?P<offset>\d{1,9});"
+    r"\s*size:\s*(?P<size>-?\d{1,9});(?:\s*signed:\s*(?P<signed>\d{1,9});)?",
+    re.ASCII,
 )
 _LOCATED = re.compile(r"^__(?P<how>data|rel)_loc\s+")
 _ARRAY = re.compile(r"\[(?P<len>[^\]]*)\]\s*$")
@@ -86,9 +88,7 @@ def _element_size(type_words: str, long_size: int) -> int:
     """Size of one element by its C type; 0 where the name does not tell."""
     if "*" in type_words:
         return long_size
-    words = [
-        w for w in _WORD.findall(type_words) if w not in ("const", "volatile", "__attribute__", "struct")
-    ]
+    words = [w for w in _WORD.findall(type_words) if w not in ("const", "volatile", "__attribute__", "struct")]
     if words.count("long") == 2:
         return 8
     if "long" in words or any(w in ("size_t", "ssize_t", "uintptr_t", "cpumask_t") for w in words):
@@ -152,7 +152,7 @@ def parse_format(text: str, system: str, long_size: int) -> EventFormat | None:
             name = line[5:].strip()
         elif line.startswith("ID:"):
             digits = line[3:].strip()
-            event_id = int(digits) if digits.isdigit() else -1
+            event_id = int(digits) if re.fullmatch("[0-9]{1,9}", digits) else -1
         elif line.startswith("print fmt:"):
             print_fmt = "\n".join([line[10:].strip(), *lines]).strip()
             break

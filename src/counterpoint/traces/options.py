@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from counterpoint.errors import BadFileError
-from counterpoint.traces.container import Container, Option
+from counterpoint.traces.container import MAX_CPUS, Container, Option
 from counterpoint.traces.cursor import Cursor
 
 INTERPOLATE = 1
@@ -110,7 +110,10 @@ def _decode(option: int, cursor: Cursor, out: Options) -> None:
         case Option.OFFSET:
             out.ts_offset = int(_text(cursor), 0)
         case Option.CPUCOUNT:
-            out.cpu_count = cursor.uint(4, "the CPU count")
+            count = cursor.uint(4, "the CPU count")
+            if count > MAX_CPUS:
+                raise cursor.error(f"{count} CPUs are more than {MAX_CPUS}")
+            out.cpu_count = count
         case Option.UNAME:
             out.uname = _text(cursor)
         case Option.VERSION:

@@ -15,14 +15,22 @@ import numpy.typing as npt
 from counterpoint.errors import BadFileError
 from counterpoint.traces import compression
 from counterpoint.traces.columns import EventBatch, int_column
-from counterpoint.traces.container import BufferData, Container, CpuData, Option, open_container
+from counterpoint.traces.container import (
+    MAX_STREAMS,
+    MAX_SUB_BUFFER,
+    BufferData,
+    Container,
+    CpuData,
+    Option,
+    open_container,
+)
 from counterpoint.traces.cursor import Cursor
 from counterpoint.traces.formats import EventFormat, Field, parse_field, parse_format
 from counterpoint.traces.options import Options, decode_options
 from counterpoint.traces.ring import I64, U64, Scan, scan_pages, unaligned
 
-MAX_INFLATED = 64 << 30
-"""Ring-buffer data that one file may inflate to."""
+MIN_INFLATED, MAX_RATIO = 1 << 28, 128
+"""Ring-buffer data that a file may inflate to: ``MAX_RATIO`` times its size (5 to 20 are usual), or that many bytes."""
 
 _COMMON_TYPE = Field("common_type", "unsigned short common_type", 0, 2, False, "int", 2)
 _COMMON_PID = Field("common_pid", "int common_pid", 4, 4, True, "int", 4)
@@ -213,7 +221,7 @@ class Recording:
         out = {}
         for line in piece[8:].split(b"\n"):
             pid, _, comm = line.partition(b" ")
-            if pid.strip().isdigit():
+            if pid.isdigit() and len(pid) <= 10:
                 out[int(pid)] = comm.split(b"\0", 1)[0].decode("utf-8", "replace")
         return out
 
@@ -243,7 +251,7 @@ class Recording:
         """Version 6 files do not name the sub-buffer size; the page header's data field does."""
         offset, size = self._header_fields.get("data", (0, 0))
         whole = offset + size
-        if self.version == 6 and whole > self._container.page_size and whole & (whole - 1) == 0:
+        if self.version == 6 and self._container.page_size < whole <= MAX_SUB_BUFFER and whole & (whole - 1) == 0:
             return whole
         return buffer.sub_buffer_size
 
@@ -252,6 +260,8 @@ class Recording:
         compressed = any(b.compressed for b in container.buffers)
         parts: list[npt.NDArray[np.uint8]] = []
         at = 0
+        whole = len(container.mapped)
+        self._budget = max(MIN_INFLATED, MAX_RATIO * whole) if compressed else whole
         pages: list[I64] = []
         ends: list[I64] = []
         spans: list[tuple[str, int, int]] = []  # buffer, cpu, pages
@@ -300,13 +310,21 @@ class Recording:
 
     def _cpu_span(self, buffer: BufferData, cpu: CpuData) -> tuple[int, int]:
         """The bytes of the file that hold a plain CPU's data; says so where the file ends early."""
-        end, size = cpu.offset + cpu.size, len(self._container.mapped)
+        begin, end, size = cpu.offset, cpu.offset + cpu.size, len(self._container.mapped)
+        what = f"the data of CPU {cpu.cpu}{f' of buffer {buffer.name!r}' if buffer.name else ''}"
         if cpu.size and end > size:
+            missing = end - max(size, begin)
             self.warnings.append(
-                f"{self._container.path}, byte {size}: the file ends inside the data of CPU {cpu.cpu}"
-                f"{f' of buffer {buffer.name!r}' if buffer.name else ''} ({end - max(size, cpu.offset)} bytes missing)"
+                f"{self._container.path}, byte {size}: the file ends inside {what} ({missing} bytes missing)"
             )
-        return min(cpu.offset, size), min(end, size)
+        begin, end = min(begin, size), min(end, size)
+        if end - begin > self._budget:
+            self.warnings.append(
+                f"{self._container.path}, byte {begin}: {what} is left out, it overlaps that of other CPUs"
+            )
+            return begin, begin
+        self._budget -= end - begin
+        return begin, end
 
     def _cpu_bytes(self, buffer: BufferData, cpu: CpuData) -> npt.NDArray[np.uint8]:
         """One CPU's data, inflated; up to the first chunk that cannot be."""
@@ -316,12 +334,16 @@ class Recording:
             return container.mapped[begin:end]
         if cpu.size == 0 and not buffer.recovered:
             return np.zeros(0, np.uint8)
-        parts, total = [], 0
+        parts = []
         try:
             for offset, packed, plain in container.chunks(buffer, cpu):
-                total += plain
-                if total > MAX_INFLATED:
-                    raise BadFileError(f"CPU {cpu.cpu} inflates past {MAX_INFLATED} bytes", self.path, offset)
+                if plain > self._budget:
+                    raise BadFileError(
+                        f"the data of CPU {cpu.cpu} claims to hold {plain} bytes more, too many for such a file",
+                        self.path,
+                        offset,
+                    )
+                self._budget -= plain
                 chunk = container.mapped[offset : offset + packed].tobytes()
                 if len(chunk) < packed:
                     continue  # the walk itself says that the file ends here
@@ -342,7 +364,8 @@ def _cut_recovered(data: npt.NDArray[np.uint8], pages: I64, big_endian: bool) ->
     """Cut a stream of unknown CPUs where the sub-buffers' stamps step back: (buffer, cpu, pages)."""
     pages = pages[pages + 8 <= len(data)]
     stamps = unaligned(data, ">u8" if big_endian else "<u8")[pages]
-    cuts = [0, *(np.flatnonzero(stamps[1:] < stamps[:-1]) + 1).tolist(), len(pages)]
+    steps = np.flatnonzero(stamps[1:] < stamps[:-1])[: MAX_STREAMS - 1] + 1
+    cuts = [0, *steps.tolist(), len(pages)]
     return [("", cpu, cuts[cpu + 1] - cuts[cpu]) for cpu in range(len(cuts) - 1)]
 
 
