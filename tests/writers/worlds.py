@@ -93,7 +93,7 @@ class _Thread:
     comm: str
     left: int
     decoy: bool
-    pending: tuple[int, int] | None = None
+    pending: list[tuple[int, int]] = field(default_factory=list)
 
 
 def _switch(old: tuple[int, str], new: tuple[int, str]) -> dict[str, Any]:
@@ -144,12 +144,11 @@ class _World:
         self.emit(cpu, ts, SCHED_WAKING, 0, comm=thread.comm, pid=thread.tid, prio=120, target_cpu=cpu)
         ts += self.gap(1500)
         self.switch(cpu, ts, idle, me, 0)
-        if thread.pending is not None:
+        for old, new in thread.pending:
             ts += self.gap(2000)
-            old, new = thread.pending
             values = {"previous_tsc_offset": old, "next_tsc_offset": new}
             self.emit(cpu, ts, KVM_WRITE_TSC_OFFSET, thread.tid, vcpu_id=thread.vcpu, **values)
-            thread.pending = None
+        thread.pending.clear()
         if not self.x86:
             ts += self.gap(800)
             values = {"vcpu_id": thread.vcpu, "emul_vtimer": -1, "emul_ptimer": -1}
@@ -230,7 +229,7 @@ def tiny_pair(
                 offsets[thread.vcpu] = old + one.delta
                 epochs[thread.vcpu].append((now, old + one.delta))
                 if one.recorded and arch == "x86":
-                    thread.pending = (old, old + one.delta)
+                    thread.pending.append((old, old + one.delta))
         ready = [thread for thread in threads + others if thread.left]
         world.random.shuffle(ready)
         cpus = world.random.sample(range(host_cpus), host_cpus)
@@ -245,7 +244,7 @@ def tiny_pair(
     guest.cmdlines = {500: "task"}
     if claims:
         host.guests = [GuestOption("vm", GUEST_ID, sorted(tids.items()))]
-        samples = [[(start and start + o, -o, 1, 0) for start, o in epochs[v]] for v in range(vcpus)]
+        samples = [[(max(begin, start) + o, -o, 1, 0) for begin, o in epochs[v]] for v in range(vcpus)]
         guest.time_shift = TimeShift(HOST_ID, 0, samples)
     return host, guest, truth
 

@@ -9,7 +9,7 @@ claim about all of the recording, so that one bad sample does not hide among goo
 from __future__ import annotations
 
 from counterpoint.claims.model import Claim
-from counterpoint.clocks.counter import MASK
+from counterpoint.clocks.counter import MASK, to_signed
 from counterpoint.traces.options import INTERPOLATE, TimeSample
 from counterpoint.traces.recording import Recording
 
@@ -36,6 +36,10 @@ def claims_of(guest: Recording, host: Recording) -> tuple[list[Claim], list[str]
             distinct = list({(s.offset, s.scaling, s.frac): s for s in reversed(samples)}.values())[::-1]
             claims += [_claim(cpu, sample, protocol, None, None) for sample in distinct]
             continue
+        # by host time: a guest counter that steps back takes its stamps with it
+        if len(host):
+            zero = int(host.stamp[0])
+            samples = tuple(sorted(samples, key=lambda s: to_signed(s.time + s.offset - zero)))
         runs = [
             sample
             for before, sample in zip([None, *samples], samples, strict=False)

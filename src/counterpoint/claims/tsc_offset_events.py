@@ -39,9 +39,12 @@ def claims_of(host: Recording) -> list[Claim]:
     claims = []
     for (pid, vcpu), changes in writes.items():
         edge: int | None = None
-        for stamp, previous, _ in changes:
-            claims.append(_claim(pid, vcpu, previous, edge, stamp))
-            edge = stamp
+        held: int | None = None
+        for stamp, previous, following in changes:
+            # a write between the two was lost where they disagree: nobody says what held when
+            if held in (None, previous):
+                claims.append(_claim(pid, vcpu, previous, edge, stamp))
+            edge, held = stamp, following
         claims.append(_claim(pid, vcpu, changes[-1][2], edge, None))
     return claims
 

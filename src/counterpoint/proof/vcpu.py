@@ -185,31 +185,43 @@ class VcpuProver:
         return None
 
     def _along(self, chain: list[Claim]) -> list[_Part] | None:
-        """The events cut at the chain's changes; None where they cannot be, or where a claim is violated."""
-        guest, first, parts = self.track.guest, 0, []
-        for index, claim in enumerate(chain):
-            offset, last = self._relative(claim), len(guest)
+        """The events cut at the chain's changes so that each lies in its claim's span and in no gap; None: no cut does."""
+        guest, count = self.track.guest, len(self.track.guest)
+        offsets = [self._relative(claim) for claim in chain]
+        # reach[j]: the cuts that the claims before j can end at; runs[j][c]: how far claim j holds from event c on
+        reach, runs = [np.arange(count + 1) == 0], []
+        for claim, offset in zip(chain, offsets, strict=True):
             begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
+            bad = check(guest, offset, self.thread).violating
+            if begin is not None:
+                bad |= guest - offset < begin
             if end is not None:
-                # the next claim's events are those from the first on that it puts after the change
-                after = guest[first:] - self._relative(chain[index + 1]) >= end
-                past = guest[first:] - offset >= end
-                last = first + int(np.argmax(after & past)) if (after & past).any() else len(guest)
-            events = guest[first:last]
-            outcome = check(events, offset, self.thread)
-            if outcome.violations or (begin is not None and (events - offset < begin).any()):
-                return None
-            if end is not None and (events - offset >= end).any():
-                return None
-            if len(events):
+                bad |= guest - offset >= end
+            stops = np.append(np.flatnonzero(bad), count)
+            runs.append(stops[np.searchsorted(stops, np.arange(count + 1))])
+            cuts = np.flatnonzero(reach[-1])
+            depth = np.zeros(count + 2, np.int64)
+            np.add.at(depth, cuts, 1)
+            np.add.at(depth, runs[-1][cuts] + 1, -1)
+            reach.append(np.cumsum(depth[:-1]) > 0)
+        if not reach[-1][count]:
+            return None
+        jumps = np.r_[0, np.abs(np.diff(guest)), 0]
+        last, parts = count, []
+        for index in range(len(chain) - 1, -1, -1):
+            cuts = np.flatnonzero(reach[index][: last + 1] & (runs[index][: last + 1] >= last))
+            # a change comes with a stop or a step
+            first = int(cuts[int(jumps[cuts].argmax())])
+            if first < last:
+                claim, offset = chain[index], offsets[index]
+                outcome = check(guest[first:last], offset, self.thread)
                 lo, hi = outcome.feasible or (offset, offset)
-                found = Fit(
-                    (Candidate(lo, hi, outcome.inside, outcome.evidence),),
-                    weak=outcome.evidence < EVIDENCE_FOR_CLAIM,
-                )
+                weak = outcome.evidence < EVIDENCE_FOR_CLAIM
+                found = Fit((Candidate(lo, hi, outcome.inside, outcome.evidence),), weak=weak)
+                begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
                 parts.append(_Part(first, last, (first, last), found, offset, claim.source, begin, end))
-            first = last
-        return parts
+            last = first
+        return parts[::-1]
 
     def _unbounded_part(self, claims: list[Claim]) -> _Part:
         """All events at the first claim's offset (or none), where nothing could be found."""
