@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.errors import UsageError
@@ -68,6 +70,10 @@ def run_sync(args: argparse.Namespace) -> SyncResult:
         if not equals or not child or not parent:
             raise UsageError(f"--parent {text}: CHILD=PARENT is expected, as in --parent l2=l1")
         parents[child] = parent
+    files = [args.host, *args.guests]
+    for one, other in combinations(files, 2):
+        if Path(one).exists() and Path(other).exists() and Path(one).samefile(other):
+            raise UsageError(f"{one} and {other} are the same file: each machine has a recording of its own")
     progress = Progress()
     try:
         return sync(

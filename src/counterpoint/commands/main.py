@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -49,21 +50,33 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     args = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # names in a trace are anyone's: a terminal that lacks a letter shows its number
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(args.run(args))
     except CounterpointError as err:
-        print(f"counterpoint: {err}", file=sys.stderr)  # noqa: T201
+        _say(str(err))
         return 2
     except OSError as err:
         if isinstance(err, BrokenPipeError):
             # the reader has seen enough; do not let the interpreter's own flush complain
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        print(f"counterpoint: {err.filename or 'output'}: {err.strerror or err}", file=sys.stderr)  # noqa: T201
+        _say(f"{err.filename or 'output'}: {err.strerror or err}")
+        return 2
+    except MemoryError:
+        _say("not enough memory for these recordings (record for a shorter time, or fewer events)")
         return 2
     except KeyboardInterrupt:
-        print("counterpoint: interrupted", file=sys.stderr)  # noqa: T201
+        _say("interrupted")
         return 130
+
+
+def _say(text: str) -> None:
+    from counterpoint.commands.common import warn
+
+    warn(text)
 
 
 def entry() -> None:

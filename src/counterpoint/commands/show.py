@@ -83,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
     if args.last is not None:
         positions = positions[max(0, len(positions) - args.last) :] if args.last > 0 else positions[:0]
     text = TimelineText(timeline, raw=args.raw)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     lines = map(json.dumps, text.records(positions)) if args.json else text.lines(positions)
     while block := list(itertools.islice(lines, BLOCK)):
         sys.stdout.write("\n".join(block) + "\n")
@@ -115,7 +114,7 @@ def _timeline(args: argparse.Namespace) -> tuple[Timeline, SyncResult | None]:
 
 def _cpu(text: str) -> tuple[str | None, int]:
     machine, _, cpu = text.rpartition(":")
-    if not cpu.isdigit():
+    if not re.fullmatch("[0-9]{1,9}", cpu):
         raise UsageError(f"--cpu {text}: [MACHINE:]CPU is expected, as in --cpu guest:0")
     return machine or None, int(cpu)
 

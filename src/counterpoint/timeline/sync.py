@@ -108,7 +108,7 @@ def sync(
     typed = [given.parse_offset(text) for text in offsets] if use_claims else []
     if claims_file is not None and use_claims:
         typed += given.read_claims(claims_file)
-    threads = [given.parse_assignment(text, "--tid", "[GUEST:]CPU=TID") for text in tids]
+    threads = [given.parse_assignment(text, "--tid", "[GUEST:]CPU=TID", "0=191") for text in tids]
     for name in [*(g for g, _ in typed), *(g for g, _, _ in threads)]:
         if name is not None and name not in guest_names:
             raise UsageError(f"no guest is called {name!r} (there are: {', '.join(guest_names)})")
@@ -259,7 +259,10 @@ def _prove_guest(
     known = {track.cpu for track in tracks}
     for claim in typed:
         if claim.guest_cpu is not None and claim.guest_cpu not in known:
-            warnings.append(f"{name}: CPU {claim.guest_cpu}, which {claim.source} speaks of, has no events")
+            source = "--offset" if claim.source == given.SOURCE else claim.source
+            warnings.append(f"{name}: CPU {claim.guest_cpu}, which {source} speaks of, has no events")
+    for cpu in tids.keys() - known:
+        warnings.append(f"{name}: CPU {cpu}, which --tid speaks of, has no events")
     return GuestProof(name, guest, parent, _one_offset(vcpus), tuple(warnings))
 
 
