@@ -14,7 +14,7 @@ from functools import cached_property, partial
 import numpy as np
 import numpy.typing as npt
 
-from counterpoint.clocks.counter import relative
+from counterpoint.clocks.counter import distinct, relative
 from counterpoint.traces.recording import Recording
 from counterpoint.traces.ring import I64
 
@@ -60,8 +60,8 @@ class RunWindows:
         return int(self.lo[-1])
 
     def allowed(self) -> tuple[I64, I64]:
-        """The spans with touching ones joined: (lo, hi) i64 with a gap between any two."""
-        starts = np.flatnonzero(np.r_[True, self.lo[1:] > self.hi[:-1]])
+        """The spans with touching ones joined: (lo, hi) i64 with a stamp between any two."""
+        starts = np.flatnonzero(np.r_[True, self.lo[1:] > self.hi[:-1] + 1])
         return self.lo[starts], self.hi[np.r_[starts[1:] - 1, len(self.hi) - 1]]
 
 
@@ -81,7 +81,7 @@ class HostActivity:
         order = np.lexsort((rows, stamp, pid))
         self._rows, self._kind, self._stamp = rows[order], kind[order], stamp[order]
         self._cpu = self._cpu_of_row(self._rows)
-        self.tids, starts = np.unique(pid[order], return_index=True)
+        self.tids, starts = distinct(pid[order])
         self._starts = np.append(starts, len(rows))
 
     @staticmethod
@@ -245,7 +245,7 @@ def _holes(
     """
     gap_lo, gap_hi = gaps
     lost_cpu, lost_from, lost_to = lost
-    numbers = np.unique(lost_cpu).tolist()
+    numbers = distinct(lost_cpu)[0].tolist()
     touched = [_touched(gap_lo, gap_hi, lost_from[lost_cpu == n], lost_to[lost_cpu == n]) for n in numbers]
     losing = np.sum(touched, axis=0, dtype=np.int64) if touched else np.zeros(len(gap_lo), np.int64)
     holes: list[Spans] = []
