@@ -29,3 +29,13 @@ def relative(stamps: U64, base: int) -> I64:
 def add(stamps: U64, delta: int) -> U64:
     """``stamps`` u64 plus ``delta`` (any integer), modulo 2**64."""
     return stamps + np.uint64(delta & MASK)
+
+
+def distinct(values: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.integer], I64]:
+    """The distinct values in order, and the position of the first of each (np.unique, which imports numpy.ma)."""
+    if not len(values):
+        return values, np.zeros(0, np.int64)
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    return ordered[first], order[first]

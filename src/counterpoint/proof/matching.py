@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from counterpoint.clocks.counter import distinct
 from counterpoint.proof.epochs import MIN_CHUNK, Stretch, find_stretches
 from counterpoint.proof.feasible import IntervalSet, TooManyError, narrow
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, Thread, check, overlap_range
@@ -86,7 +87,7 @@ def _vcpu_ids(host: Recording) -> dict[int, int]:
             ids = host.column(event, "vcpu_id", rows).astype(np.int64)
         except KeyError:
             continue
-        tids, first = np.unique(host.pid[rows], return_index=True)
+        tids, first = distinct(host.pid[rows])
         return dict(zip(tids.tolist(), ids[first].tolist(), strict=True))
     return {}
 

@@ -55,6 +55,6 @@ def tracks_of(guest: Recording) -> list[Track]:
             rows, values = rows[order], values[order]
         else:
             back = np.flatnonzero(values[1:] < values[:-1]) + 1
-            late = tuple(back[np.isin(rows[back], first_rows)].tolist())
+            late = tuple(back[np.isin(rows[back], first_rows)].tolist()) if len(back) else ()
         out.append(Track(cpu, rows, values, base, late))
     return out

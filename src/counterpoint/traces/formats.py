@@ -16,6 +16,7 @@ The first block of fields is common to all events, the second is the event's own
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,7 @@ _FIELD = re.compile(
     r"\s*size:\s*(?P<size>-?\d{1,9});(?:\s*signed:\s*(?P<signed>\d{1,9});)?",
     re.ASCII,
 )
+_HEAD = re.compile(rb"name: (?P<name>\S+)\s*\nID: (?P<id>[0-9]{1,9})\s*\n")
 _LOCATED = re.compile(r"^__(?P<how>data|rel)_loc\s+")
 _ARRAY = re.compile(r"\[(?P<len>[^\]]*)\]\s*$")
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -168,3 +170,50 @@ def parse_format(text: str, system: str, long_size: int) -> EventFormat | None:
     for block in blocks[1:]:
         own.extend(block)
     return EventFormat(event_id, system, name, tuple(common), tuple(own), print_fmt)
+
+
+class FormatTable(Mapping[int, EventFormat]):
+    """The event formats of a file by event id. A file has hundreds and a question needs few: each is read when asked for."""
+
+    def __init__(self, texts: Iterable[tuple[str, bytes]], long_size: int) -> None:
+        """Take (system, format text) of every event; of two with one id the first counts."""
+        self._long_size = long_size
+        self._texts: dict[int, tuple[str, bytes]] = {}
+        self._ids: dict[tuple[str, str], int] = {}
+        self._read: dict[int, EventFormat] = {}
+        for system, text in texts:
+            head = _HEAD.match(text)
+            if head is not None:
+                event_id, name = int(head["id"]), head["name"].decode("utf-8", "replace")
+            else:
+                parsed = parse_format(text.decode("utf-8", "replace"), system, long_size)
+                if parsed is None:
+                    continue
+                event_id, name = parsed.id, parsed.name
+            if event_id <= 0xFFFF and event_id not in self._texts:
+                self._texts[event_id] = system, text
+                self._ids[system, name] = event_id
+
+    def __getitem__(self, event_id: int) -> EventFormat:
+        """Read the format of an event; KeyError where the file has none."""
+        if event_id not in self._read:
+            system, text = self._texts[event_id]
+            parsed = parse_format(text.decode("utf-8", "replace"), system, self._long_size)
+            # the text names another event further down: it is none of the two
+            if parsed is None or parsed.id != event_id:
+                raise KeyError(event_id)
+            self._read[event_id] = parsed
+        return self._read[event_id]
+
+    def __iter__(self) -> Iterator[int]:
+        """The event ids, in file order."""
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        """Number of events."""
+        return len(self._texts)
+
+    def named(self, system: str, name: str) -> EventFormat | None:
+        """The format of event ``system:name``, or None."""
+        event_id = self._ids.get((system, name))
+        return None if event_id is None else self.get(event_id)

@@ -40,8 +40,9 @@ def _from_timers(recording: Recording) -> Rate | None:
         function = recording.column(event, "function", rows)
     except KeyError:
         return None
-    names, counts = np.unique(function, return_counts=True)
-    often = function == names[counts.argmax()]
+    ordered = np.sort(function)
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    often = function == ordered[starts[np.diff(np.r_[starts, len(ordered)]).argmax()]]
     order = np.argsort(now[often], kind="stable")
     now = now[often][order] - now[often][order[0]]
     stamp = relative(recording.stamp[rows[often]][order], int(recording.stamp[rows[often][order[0]]]))

@@ -25,7 +25,7 @@ from counterpoint.traces.container import (
     open_container,
 )
 from counterpoint.traces.cursor import Cursor
-from counterpoint.traces.formats import EventFormat, Field, parse_field, parse_format
+from counterpoint.traces.formats import EventFormat, Field, FormatTable, parse_field
 from counterpoint.traces.options import Options, decode_options
 from counterpoint.traces.ring import I64, U64, Scan, scan_pages, unaligned
 
@@ -153,22 +153,13 @@ class Recording:
     # -- events
 
     @cached_property
-    def formats(self) -> dict[int, EventFormat]:
+    def formats(self) -> FormatTable:
         """The file's event formats by event id."""
-        out: dict[int, EventFormat] = {}
-        for system, text in _format_texts(self._container):
-            parsed = parse_format(text.decode("utf-8", "replace"), system, self.long_size)
-            if parsed is not None:
-                out.setdefault(parsed.id, parsed)
-        return out
-
-    @cached_property
-    def _by_name(self) -> dict[tuple[str, str], EventFormat]:
-        return {(f.system, f.name): f for f in self.formats.values()}
+        return FormatTable(_format_texts(self._container), self.long_size)
 
     def format_named(self, system: str, name: str) -> EventFormat | None:
         """Return the format of event ``system:name``, or None."""
-        return self._by_name.get((system, name))
+        return self.formats.named(system, name)
 
     @cached_property
     def _rows_by_id(self) -> tuple[I64, I64]:
@@ -262,6 +253,7 @@ class Recording:
         at = 0
         whole = len(container.mapped)
         self._budget = max(MIN_INFLATED, MAX_RATIO * whole) if compressed else whole
+        self._overlapping: list[int] = []
         pages: list[I64] = []
         ends: list[I64] = []
         spans: list[tuple[str, int, int]] = []  # buffer, cpu, pages
@@ -280,6 +272,11 @@ class Recording:
                 pages.append(first)
                 ends.append(last)
                 spans.append((buffer.name, cpu.cpu, len(first)))
+        if self._overlapping:
+            self.warnings.append(
+                f"{container.path}, byte {self._overlapping[0]}: the data of {len(self._overlapping)} CPUs is left out,"
+                " it overlaps that of others"
+            )
         data = np.concatenate(parts) if parts else container.mapped
         first = np.concatenate(pages) if pages else np.zeros(0, np.int64)
         last = np.concatenate(ends) if ends else np.zeros(0, np.int64)
@@ -319,9 +316,7 @@ class Recording:
             )
         begin, end = min(begin, size), min(end, size)
         if end - begin > self._budget:
-            self.warnings.append(
-                f"{self._container.path}, byte {begin}: {what} is left out, it overlaps that of other CPUs"
-            )
+            self._overlapping.append(cpu.offset)
             return begin, begin
         self._budget -= end - begin
         return begin, end
