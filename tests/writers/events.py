@@ -64,6 +64,9 @@ class Event:
 
     def layout(self, long_size: int = 8) -> list[tuple[FieldSpec, int, int]]:
         """Return every field with its offset and size, as a C compiler lays them out."""
+        known: dict[int, list[tuple[FieldSpec, int, int]]] = self.__dict__.setdefault("_layouts", {})
+        if long_size in known:
+            return known[long_size]
         placed, at = [], 0
         for spec in (*COMMON, *self.fields):
             element = 4 if spec.dynamic else spec.element_size(long_size)
@@ -71,6 +74,7 @@ class Event:
             size = element * (1 if spec.count is None else spec.count)
             placed.append((spec, at, size))
             at += size
+        known[long_size] = placed
         return placed
 
     def format_text(self, long_size: int = 8) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from counterpoint.proof.feasible import Interval, IntervalSet, narrow
 from counterpoint.proof.fit import (
@@ -248,22 +249,22 @@ def unexplained(guest: I64, thread: Thread, offset: int, first: int, last: int) 
     out = []
     for a, b in edges.tolist():
         early = int(host[a]) < windows.first
-        if early and a > 0:
+        if b < len(host) if not early else a > 0:
             doubt = True
         elif early:
-            doubt = b < len(host) and _bits_missing(int((hi < host[b]).sum()), rate) > EVIDENCE_OF_ABSENCE
+            # as many events as are out of sight may be in it by chance
+            doubt = b < len(host) and _silence(hits[hi < host[min(2 * b, len(host)) - 1]], rate) > EVIDENCE_OF_ABSENCE
         else:
-            doubt = b < len(host) or (
-                a > 0 and _bits_missing(int((lo > host[a - 1]).sum()), rate) > EVIDENCE_OF_ABSENCE
-            )
+            doubt = a > 0 and _silence(hits[lo > host[max(2 * a - b, 0)]], rate) > EVIDENCE_OF_ABSENCE
         if doubt:
             out.append((first + a, first + b))
     return out
 
 
-def _bits_missing(windows: int, rate: float) -> float:
-    """Bits of evidence against ``windows`` in a row having no event where ``rate`` of them have some."""
-    return -windows * math.log2(1 - rate)
+def _silence(hits: npt.NDArray[np.bool_], rate: float) -> float:
+    """Bits of evidence against the longest row of windows without an event, where ``rate`` of them have some."""
+    edges = np.flatnonzero(np.r_[True, hits, True])
+    return -int(np.diff(edges).max() - 1) * math.log2(1 - rate)
 
 
 def _reach(offsets: IntervalSet, events: I64, thread: Thread) -> tuple[int, IntervalSet]:
