@@ -50,7 +50,7 @@ class Progress:
     def __call__(self, step: str) -> None:
         """Show what is being done."""
         if self._shown:
-            sys.stderr.write(f"\r\x1b[K{_printable(step)} ...")
+            sys.stderr.write(f"\r\x1b[K{printable(step)} ...")
             sys.stderr.flush()
 
     def done(self) -> None:
@@ -90,13 +90,14 @@ def run_sync(args: argparse.Namespace) -> SyncResult:
         progress.done()
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Text without the characters that steer a terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def warn(text: str) -> None:
     """One line on standard error."""
-    print(f"counterpoint: {_printable(text)}", file=sys.stderr)  # noqa: T201
+    print(f"counterpoint: {printable(text)}", file=sys.stderr)  # noqa: T201
 
 
 def warn_all(result: SyncResult) -> None:

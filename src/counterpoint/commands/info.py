@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from counterpoint.commands.common import print_json, warn
+from counterpoint.commands.common import print_json, printable, warn
 
 if TYPE_CHECKING:
     pass
@@ -45,7 +45,7 @@ def _print(report: dict[str, Any]) -> None:
     endian = "big-endian" if report["big_endian"] else "little-endian"
 
     def fact(name: str, value: object) -> None:
-        facts.add_row(name, "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(value)))
+        facts.add_row(printable(name), printable(str(value)))
 
     fact("file", report["file"])
     fact(
@@ -89,7 +89,7 @@ def _print(report: dict[str, Any]) -> None:
     table.add_column("count", justify="right")
     names = list(report["events_by_name"].items())
     for name, count in names[:SHOWN_EVENTS]:
-        table.add_row(name, str(count))
+        table.add_row(printable(name), str(count))
     if len(names) > SHOWN_EVENTS:
         table.add_row(f"and {len(names) - SHOWN_EVENTS} more (--json lists all)", "")
     out.print()

@@ -123,9 +123,9 @@ def _time(text: str | None, timeline: Timeline, flag: str) -> int | None:
     """A host stamp as typed: an integer, or seconds with a point for a clock in ns."""
     if text is None:
         return None
-    if re.fullmatch(r"-?\d+|0x[0-9a-fA-F]+", text):
+    if re.fullmatch(r"-?[0-9]{1,99}|0x[0-9a-fA-F]{1,99}", text):
         return int(text, 0)
-    parts = re.fullmatch(r"(\d+)\.(\d{1,9})", text)
+    parts = re.fullmatch(r"([0-9]{1,99})\.([0-9]{1,9})", text)
     if parts and timeline.machines[0].recording.unit == "ns":
         return int(parts[1]) * 1_000_000_000 + int(parts[2].ljust(9, "0"))
     raise UsageError(f"{flag} {text}: a host stamp is expected, as the first column shows them")
