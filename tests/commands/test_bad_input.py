@@ -486,6 +486,7 @@ class TestTruncated:
             report = answer.json
             assert report["warnings"] or report["events"] == whole["events"]
             assert all(text.startswith(str(path)) for text in report["warnings"])
+            assert answer.err == "".join(f"counterpoint: {text}\n" for text in report["warnings"])
             assert report["events"] <= whole["events"]
             read.append(report["events"])
 
@@ -533,6 +534,45 @@ def process(*argv: object) -> subprocess.CompletedProcess[str]:
         check=False,
         env=os.environ | {"PYTHONPATH": str(Path(command.__file__).parents[2])},
     )
+
+
+class TestDamaged:
+    """A compressed section that cannot be inflated: the rest is read, and what is missing is said once."""
+
+    @pytest.mark.parametrize(
+        ("title", "section"),
+        [
+            ("headers", "HEADER_INFO"),
+            ("ftrace events", "FTRACE_EVENTS"),
+            ("events format", "EVENT_FORMATS"),
+            ("kallsyms", "KALLSYMS"),
+            ("printk", "PRINTK"),
+            ("command lines", "CMDLINES"),
+        ],
+    )
+    @pytest.mark.parametrize("compression", ["zlib", "zstd"])
+    def test_section(self, run, tmp_path, compression, title, section):
+        file, guest, _ = tiny_pair(compression=compression)
+        data, path = bytearray(file.to_bytes()), tmp_path / "t.dat"
+        start = next(start for name, start, _ in file.sections() if name == title)
+        data[start + 8 : start + 12] = b"\xff" * 4  # the first of what is packed
+        path.write_bytes(data)
+        other, text = guest.write(tmp_path / "g.dat"), tmp_path / "x.txt"
+
+        for argv in (
+            ["info", path],
+            ["info", "--json", path],
+            ["show", path],
+            ["sync", path, other, "-o", text, "--force"],
+        ):
+            answer = run(*argv)
+
+            assert answer.status in (0, 1)
+            warned = [line for line in answer.err.splitlines() if section in line]
+            # symbols and strings are read where an event names one: none does here
+            assert len(warned) == (argv[0] == "info" or section not in ("KALLSYMS", "PRINTK"))
+            for line in warned:
+                assert line.startswith(f"counterpoint: {path}, byte {start}: section {section}: bad {compression} data")
 
 
 class TestProcesses:

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 from counterpoint.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from counterpoint.timeline.sync import SyncResult
+    from counterpoint.traces.recording import Recording
 
 
 def add_recordings(parser: argparse.ArgumentParser, *, guests: str) -> None:
@@ -104,6 +107,21 @@ def warn_all(result: SyncResult) -> None:
     """What was noticed while reading and matching."""
     for text in (*result.warnings, *(w for g in result.guests for w in g.warnings)):
         warn(text)
+
+
+class LateWarnings:
+    """What is noticed of recordings while their text is made: names and symbols are read only then."""
+
+    def __init__(self, recordings: Iterable[Recording]) -> None:
+        """Take what is known of them so far as said."""
+        self._recordings = list(recordings)
+        self._said = {text for recording in self._recordings for text in recording.warnings}
+
+    def say(self) -> None:
+        """Warn of what came since."""
+        for text in dict.fromkeys(text for recording in self._recordings for text in recording.warnings):
+            if text not in self._said:
+                warn(text)
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -25,12 +25,14 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.traces.recording import Recording
 
     recording = Recording.open(args.file)
+    # all there is to read of it, for what may be wrong with it
+    _ = recording.cmdlines, recording.kallsyms(), recording.printk_formats()
     report = info_report(recording)
+    for text in recording.warnings:
+        warn(text)
     if args.json:
         print_json(report)
         return 0
-    for text in recording.warnings:
-        warn(text)
     _print(report)
     return 0
 
@@ -77,9 +79,7 @@ def _print(report: dict[str, Any]) -> None:
     if report["time_shift"]:
         shift = report["time_shift"]
         samples = sum(len(c) for c in shift["cpus"])
-        fact(
-            "time shift", f"{samples} samples on {len(shift['cpus'])} CPUs, peer {shift['peer_trace_id']:#x}"
-        )
+        fact("time shift", f"{samples} samples on {len(shift['cpus'])} CPUs, peer {shift['peer_trace_id']:#x}")
     for buffer in report["buffers"]:
         counts = ", ".join(f"cpu {c['cpu']}: {c['events']}" for c in buffer["cpus"])
         fact(f"buffer {buffer['name'] or '(top)'}", f"{buffer['sub_buffer_size']} B sub-buffers; {counts}")

@@ -9,7 +9,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from counterpoint.commands.common import add_claims, add_recordings, run_sync, warn, warn_all
+from counterpoint.commands.common import LateWarnings, add_claims, add_recordings, run_sync, warn, warn_all
 from counterpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_recordings(parser, guests="*")
     group = parser.add_argument_group("what to show")
-    group.add_argument(
-        "--machine", action="append", default=[], metavar="NAME", help="events of this machine"
-    )
+    group.add_argument("--machine", action="append", default=[], metavar="NAME", help="events of this machine")
     group.add_argument(
         "--cpu",
         action="append",
@@ -43,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[MACHINE:]CPU",
         help="events of this CPU (of one machine)",
     )
-    group.add_argument(
-        "--task", action="append", default=[], metavar="COMM|TID", help="events of this task (* and ?)"
-    )
+    group.add_argument("--task", action="append", default=[], metavar="COMM|TID", help="events of this task (* and ?)")
     group.add_argument(
         "--event", action="append", default=[], metavar="[SYSTEM:]NAME", help="events of this name (* and ?)"
     )
@@ -56,9 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context", type=int, default=AROUND, metavar="N", help=f"events on each side of --around ({AROUND})"
     )
     group.add_argument("--last", type=int, metavar="N", help="only the last N of them")
-    group.add_argument(
-        "--raw", action="store_true", help="list the fields instead of the print formats' text"
-    )
+    group.add_argument("--raw", action="store_true", help="list the fields instead of the print formats' text")
     group.add_argument("--json", action="store_true", help="one JSON object a line for each event")
     add_claims(parser)
 
@@ -68,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.timeline.select import Selection, around, select
 
     timeline, result = _timeline(args)
+    late = LateWarnings(m.recording for m in timeline.machines)
     wanted = Selection(
         machines=args.machine,
         cpus=[_cpu(text) for text in args.cpu],
@@ -87,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     while block := list(itertools.islice(lines, BLOCK)):
         sys.stdout.write("\n".join(block) + "\n")
     sys.stdout.flush()
+    late.say()
     for reason in text.fallbacks:
         warn(f"shown by its fields: {reason}")
     return 0 if result is None or result.is_sound else 1

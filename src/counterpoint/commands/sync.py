@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from counterpoint.commands.common import Progress, add_claims, add_recordings, print_json, run_sync, warn, warn_all
+from counterpoint.commands.common import (
+    LateWarnings,
+    Progress,
+    add_claims,
+    add_recordings,
+    print_json,
+    run_sync,
+    warn,
+    warn_all,
+)
 from counterpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         _check_output(path, force=args.force, inputs=[args.host, *args.guests])
     result = run_sync(args)
     warn_all(result)
+    late = LateWarnings([result.host, *(g.recording for g in result.guests)])
     # files first: whoever reads the table or the JSON may rely on them
     progress = Progress()
     for path in outputs:
@@ -49,10 +58,9 @@ def run(args: argparse.Namespace) -> int:
             _write(result, path, force=args.force)
         finally:
             progress.done()
+    late.say()
     if result.timeline.unplaced:
-        warn(
-            f"{result.timeline.unplaced} guest events are left out of the timeline: no clock map is known for them"
-        )
+        warn(f"{result.timeline.unplaced} guest events are left out of the timeline: no clock map is known for them")
     if args.json:
         from counterpoint.outputs.report import sync_report
 
@@ -70,7 +78,7 @@ def _check_output(path: Path, *, force: bool, inputs: list[str]) -> None:
     if not path.absolute().parent.is_dir():
         raise UsageError(f"-o {path}: the folder {path.absolute().parent} does not exist")
     if path.exists():
-        if any(Path(name).exists() and os.path.samefile(path, name) for name in inputs):
+        if any(Path(name).exists() and path.samefile(name) for name in inputs):
             raise UsageError(f"-o {path}: that is one of the recordings")
         if not force:
             raise UsageError(f"-o {path}: the file exists (--force overwrites it)")
