@@ -17,14 +17,14 @@ from counterpoint.timeline.sync import SyncResult, sync
 
 PERIOD = 1 << 64
 
-FEW_WINDOWS = 40
+FEW_WINDOWS = 80
 """Events in fewer windows than this are no evidence of a change that takes them out of the host's sight."""
 
 SMALL_STEP = 100_000
 """Windows are up to some 300,000 long: a change of fewer ticks may leave every event in its window: then one offset is no less true than two."""
 
-AT_A_CHANGE = 8
-"""Events around a change that lie in windows at both offsets: whose they are cannot be told."""
+AT_A_CHANGE = 0.04
+"""Share of the events, around a change, that lie in windows at both offsets: whose they are cannot be told."""
 
 
 @dataclass
@@ -124,7 +124,7 @@ def _of_vcpu(world: World, vcpu: VcpuProof, result: SyncResult) -> list[str]:
         wrong = [r for r in epoch.rows.tolist() if abs(to_signed(truths[r] - epoch.offset)) > max(width, SMALL_STEP)]
         if epoch.unknown >= len(wrong) and _windows_of(world, vcpu, wrong, result) < FEW_WINDOWS:
             continue  # out of the host's sight, and too few to tell
-        if len(wrong) > AT_A_CHANGE:
+        if len(wrong) > max(10, AT_A_CHANGE * len(truths)):
             out.append(f"epoch {index} ({epoch.verdict}): {len(wrong)} of {len(epoch.rows)} events misplaced (width {width})")
         if epoch.violations:
             out.append(f"epoch {index} is {epoch.verdict} with {epoch.violations} violations")

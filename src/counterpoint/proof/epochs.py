@@ -45,7 +45,7 @@ MAX_ROUNDS = 4
 EVIDENCE_BETWEEN = 3
 """Bits of evidence per bit of search between two known stretches: something did run there."""
 
-EVIDENCE_OF_ABSENCE = 64
+EVIDENCE_OF_ABSENCE = 128
 """Bits of evidence that windows without events give before an epoch is doubted."""
 
 

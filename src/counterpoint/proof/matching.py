@@ -14,7 +14,7 @@ import numpy as np
 from counterpoint.clocks.counter import distinct
 from counterpoint.proof.epochs import MIN_CHUNK, Stretch, find_stretches
 from counterpoint.proof.feasible import IntervalSet, TooManyError, narrow
-from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, Thread, check, overlap_range
+from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, RIVAL_SHARE, Thread, check, overlap_range
 from counterpoint.proof.nesting import within
 from counterpoint.proof.tracks import Track
 from counterpoint.proof.windows import HostActivity, Spans
@@ -133,11 +133,12 @@ def match(
         strong = [tid for tid in options[cpu] if _is_strong(track, tid, pool, claimed.get(cpu, ()))]
         if strong:
             options[cpu] = strong
-            settled.update(strong[:1] if len(strong) == 1 else ())
+            settled.update(strong if len(strong) == 1 else ())
             continue
         # no single offset speaks for a thread: one that changed may, and exclusion by single offsets proves nothing
-        options[cpu] = _piecewise(cpu, track, [t for t in free if t not in settled], pool, hints) or options[cpu]
-    _eliminate(options)
+        free_now = [tid for tid in free if tid not in settled]
+        options[cpu] = _piecewise(cpu, track, free_now, pool, hints) or options[cpu]
+    _eliminate(options, settled)
     for cpu, track in left.items():
         out[cpu] = _decide(cpu, track, options[cpu], pool, hints)
     return out
@@ -170,18 +171,25 @@ def _piecewise(cpu: int, track: Track, free: list[int], pool: ThreadPool, hints:
     return []
 
 
-def _eliminate(options: dict[int, list[int]]) -> None:
-    """A thread that is one CPU's only choice is no other's."""
+def _eliminate(options: dict[int, list[int]], settled: set[int]) -> None:
+    """A thread that is one CPU's only choice, with evidence, is no other's."""
     changed = True
     while changed:
         changed = False
-        for cpu, tids in options.items():
-            if len(tids) != 1:
+        for tids in options.values():
+            if len(tids) != 1 or tids[0] not in settled:
                 continue
-            for other, others in options.items():
-                if other != cpu and tids[0] in others and len(others) > 1:
+            for others in options.values():
+                if others is not tids and tids[0] in others and len(others) > 1:
                     others.remove(tids[0])
                     changed = True
+                    if len(others) == 1:
+                        settled.update(others)
+
+
+def _bits(track: Track, tid: int, pool: ThreadPool) -> int:
+    """The evidence of the best offset that was found."""
+    return max((s.fit.candidates[0].evidence for s in pool.stretches(track, tid) if s.fit.candidates), default=0)
 
 
 def _decide(cpu: int, track: Track, tids: list[int], pool: ThreadPool, hints: Hints) -> Match:
@@ -203,6 +211,9 @@ def _decide(cpu: int, track: Track, tids: list[int], pool: ThreadPool, hints: Hi
         return Match(tids[0], "causality", notes)
     if len(strong) == 1:
         return Match(strong[0], "causality", notes)
+    ranked = sorted(strong or tids, key=lambda tid: -_bits(track, tid, pool))
+    if _bits(track, ranked[0], pool) > RIVAL_SHARE * _bits(track, ranked[1], pool):
+        return Match(ranked[0], "causality", notes)
     named = [tid for tid in (strong or tids) if pool.vcpu_ids.get(tid) == cpu]
     if len(named) == 1:
         return Match(named[0], "vcpu-id", notes)
