@@ -89,12 +89,17 @@ def main() -> None:
     print(f"{'':44} {'ours ms':>10} {'trace-cmd ms':>12} {'ratio':>8}")
     for pair in ("x86-busy", "x86-agent", "arm64-monoraw", "arm64-nested"):
         place = args.recordings / pair
-        host, guest = (place / n for n in (("l0.dat", "l1.dat") if pair == "arm64-nested" else ("host.dat", "guest.dat")))
+        host, guest = (
+            place / n for n in (("l0.dat", "l1.dat") if pair == "arm64-nested" else ("host.dat", "guest.dat"))
+        )
         if not host.exists():
             continue
         report = [trace_cmd, "report", "-i", str(host), "-i", str(guest)] if trace_cmd else None
         runs = 1 if pair == "arm64-nested" else args.runs
-        row(f"sync --json, {pair}", *side_by_side([*COUNTERPOINT, "sync", "--json", str(host), str(guest)], report, runs))
+        row(
+            f"sync --json, {pair}",
+            *side_by_side([*COUNTERPOINT, "sync", "--json", str(host), str(guest)], report, runs),
+        )
         one = [trace_cmd, "report", "-t", "-N", "-i", str(host)] if trace_cmd else None
         row(f"info --json, {pair} host", *side_by_side([*COUNTERPOINT, "info", "--json", str(host)], one, runs))
         if pair != "arm64-nested":

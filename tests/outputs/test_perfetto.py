@@ -74,8 +74,16 @@ def test_every_run_window_is_a_slice_with_its_stamps(pair):
         entries = entries[host.pid[entries] == vcpu.host_tid]
         expected = result.rate.array_to_ns(np.sort(host.stamp[entries])).tolist()
 
-        begins = [ts for ts, _ in read.on(f"host/thread {vcpu.host_tid}: guest cpu {vcpu.guest_cpu}", TrackEvent.TYPE_SLICE_BEGIN)]
-        ends = [ts for ts, _ in read.on(f"host/thread {vcpu.host_tid}: guest cpu {vcpu.guest_cpu}", TrackEvent.TYPE_SLICE_END)]
+        begins = [
+            ts
+            for ts, _ in read.on(
+                f"host/thread {vcpu.host_tid}: guest cpu {vcpu.guest_cpu}", TrackEvent.TYPE_SLICE_BEGIN
+            )
+        ]
+        ends = [
+            ts
+            for ts, _ in read.on(f"host/thread {vcpu.host_tid}: guest cpu {vcpu.guest_cpu}", TrackEvent.TYPE_SLICE_END)
+        ]
 
         assert len(begins) == len(ends) > 100
         # an entry at the end of the recording, whose exit was not recorded, is no window

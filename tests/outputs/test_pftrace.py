@@ -188,9 +188,7 @@ def test_names_are_written_once(trace):
 def int_columns(dtype):
     limits = np.iinfo(dtype)
     edges = st.sampled_from([limits.min, limits.max, 0, 1])
-    return lambda rows: hnp.arrays(
-        dtype, rows, elements=st.one_of(edges, st.integers(limits.min, limits.max))
-    )
+    return lambda rows: hnp.arrays(dtype, rows, elements=st.one_of(edges, st.integers(limits.min, limits.max)))
 
 
 KINDS = {
@@ -475,10 +473,8 @@ def test_trace_processor_reads_all_kinds_without_an_error(trace):
     errors, slices, args, processes, tracks, counts = trace_processor.run(
         trace.data(),
         NO_ERRORS,
-        "select ts, dur, depth, s.name, category, t.name from slice s join track t on t.id = track_id"
-        " order by 1, 3, 4",
-        "select s.name, substr(key, 7), display_value from slice s join args using (arg_set_id)"
-        " order by 1, 2",
+        "select ts, dur, depth, s.name, category, t.name from slice s join track t on t.id = track_id order by 1, 3, 4",
+        "select s.name, substr(key, 7), display_value from slice s join args using (arg_set_id) order by 1, 2",
         "select name from process where pid > 0 order by upid",
         "select t.name, r.int_value, d.string_value from track t"
         " join args r on r.arg_set_id = source_arg_set_id and r.key = 'sibling_order_rank'"
@@ -534,8 +530,7 @@ def test_trace_processor_sorts_what_is_written_out_of_order(trace):
     errors, counts, around = trace_processor.run(
         trace.data(),
         NO_ERRORS,
-        "select track_id, depth, count(*), sum(dur), min(dur), max(dur) from slice where name <> 'all'"
-        " group by 1",
+        "select track_id, depth, count(*), sum(dur), min(dur), max(dur) from slice where name <> 'all' group by 1",
         "select dur, depth from slice where name = 'all'",
     )
     assert errors == []

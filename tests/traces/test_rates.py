@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from writers.events import HRTIMER_EXPIRE_ENTRY, MARK
-from writers.tracedat import Buffer, TraceFile
 
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
+from writers.events import HRTIMER_EXPIRE_ENTRY, MARK
+from writers.tracedat import Buffer, TraceFile
 
 DATA = Path(__file__).parent.parent / "data"
 

@@ -73,7 +73,9 @@ def cut(source: Path, target: Path, begin: int, end: int) -> None:
         stamps = recording.stamp[stream.first : stream.last]
         # whole pages are kept: take in what may lie up to a page's length outside
         rows.append(stream.first + np.flatnonzero((stamps >= begin - (end - begin)) & (stamps <= end + (end - begin))))
-    out = bytearray(b"\x17\x08\x44tracing7\0" + bytes([0, container.long_size]) + struct.pack("<I", container.page_size))
+    out = bytearray(
+        b"\x17\x08\x44tracing7\0" + bytes([0, container.long_size]) + struct.pack("<I", container.page_size)
+    )
     out += b"zstd\x001.5.5\x00"
     pointer = len(out)
     out += bytes(8)

@@ -182,9 +182,7 @@ KVM_WRITE_TSC_OFFSET = Event(
     _fields("unsigned int vcpu_id, __u64 previous_tsc_offset, __u64 next_tsc_offset"),
     '"vcpu=%u prev=%llu next=%llu", REC->vcpu_id, REC->previous_tsc_offset, REC->next_tsc_offset',
 )
-KVM_ENTRY_ARM64 = Event(
-    65, "kvm", "kvm_entry", _fields("unsigned long vcpu_pc"), '"PC: 0x%016lx", REC->vcpu_pc'
-)
+KVM_ENTRY_ARM64 = Event(65, "kvm", "kvm_entry", _fields("unsigned long vcpu_pc"), '"PC: 0x%016lx", REC->vcpu_pc')
 KVM_EXIT_ARM64 = Event(
     64,
     "kvm",

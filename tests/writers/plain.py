@@ -21,9 +21,7 @@ Row = tuple[int, int, str, int]
 def runs(*windows: Run) -> list[Row]:
     """The kvm events of run windows."""
     return [
-        row
-        for cpu, tid, entry, leave in windows
-        for row in ((cpu, entry, "entry", tid), (cpu, leave, "exit", tid))
+        row for cpu, tid, entry, leave in windows for row in ((cpu, entry, "entry", tid), (cpu, leave, "exit", tid))
     ]
 
 

@@ -70,9 +70,7 @@ def simple(**kwargs) -> tuple[TraceFile, list[tuple[int, int]]]:
 @pytest.mark.parametrize("kind", ["6", "7 none", "7 zstd", "7 zstd short", "7 zlib"])
 def test_trace_cmd_reads_every_kind_of_file(tmp_path, kind, big_endian, long_size):
     version, compression, short = [*kind.split(), "none", ""][:3]
-    file, expected = simple(
-        version=int(version), compression=compression, big_endian=big_endian, long_size=long_size
-    )
+    file, expected = simple(version=int(version), compression=compression, big_endian=big_endian, long_size=long_size)
     file.short_sizes = short == "short"
     path = file.write(tmp_path / "t.dat")
     if compression != "none" and compression not in trace_cmd("list", "-c"):

@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the command itself; a subcommand's own arguments are added when it is named."""
     parser = argparse.ArgumentParser(
         prog="counterpoint",
-        description="The kernel traces of a KVM host, its guests and their guests on one timeline, exactly, with proof.",
+        description="Kernel traces of a KVM host, its guests and their guests on one timeline, exactly, with proof.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

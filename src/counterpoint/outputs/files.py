@@ -21,22 +21,23 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     if path.exists() and not overwrite:
         raise UsageError(f"{path}: the file exists")
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
+        temporary.chmod(0o666 & ~mask)
         if overwrite:
-            os.replace(name, path)
+            temporary.replace(path)
         else:
             # a link, unlike a rename, fails where somebody made the file meanwhile
             try:
                 os.link(name, path)
             except FileExistsError:
                 raise UsageError(f"{path}: the file exists") from None
-            os.unlink(name)
+            temporary.unlink()
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+            temporary.unlink()
         raise

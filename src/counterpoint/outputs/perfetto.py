@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from counterpoint.clocks.rate import Rate
-from counterpoint.outputs.pftrace import Addresses, Annotations, Names, PerfettoWriter, Text, Values
+from counterpoint.outputs.pftrace import Addresses, Annotations, Names, PerfettoWriter, Values
 from counterpoint.outputs.report import width_ns
 from counterpoint.proof.matching import ThreadPool
 from counterpoint.timeline.merge import Machine
@@ -88,9 +88,7 @@ def _facts(result: SyncResult) -> dict[str, int | bool | str]:
                 out[f"{key}/offset"] = f"{epoch.offset} {guest.recording.unit} by {epoch.source or 'nobody'}"
                 out[f"{key}/feasible"] = str(list(epoch.feasible) if epoch.feasible else None)
                 out[f"{key}/bound_ns"] = str(width_ns(epoch, result.rate))
-                out[f"{key}/events"] = (
-                    f"{epoch.inside} inside, {epoch.violations} outside, {epoch.unknown} unknown"
-                )
+                out[f"{key}/events"] = f"{epoch.inside} inside, {epoch.violations} outside, {epoch.unknown} unknown"
                 for side, witness in (("low", epoch.low), ("high", epoch.high)):
                     if witness is not None:
                         out[f"{key}/witness_{side}"] = (
@@ -104,8 +102,7 @@ def _describe(result: SyncResult, machine: Machine) -> str:
     for guest in result.guests:
         if guest.name == machine.name:
             return "; ".join(
-                f"cpu {v.guest_cpu}: {v.verdict.value}, thread {v.host_tid} of {guest.parent}"
-                for v in guest.vcpus
+                f"cpu {v.guest_cpu}: {v.verdict.value}, thread {v.host_tid} of {guest.parent}" for v in guest.vcpus
             )
     return f"clock {machine.recording.clock}; all stamps are this machine's"
 
@@ -227,9 +224,7 @@ def _instants(trace: PerfettoWriter, lane: _Lane) -> None:
     recording = lane.machine.recording
     track_of = np.zeros(len(recording.streams), np.int64)
     for cpu, streams in _by_cpu(lane).items():
-        if any(
-            lane.as_instant[recording.streams[n].first : recording.streams[n].last].any() for n in streams
-        ):
+        if any(lane.as_instant[recording.streams[n].first : recording.streams[n].last].any() for n in streams):
             track_of[streams] = trace.track(f"CPU {cpu} events", lane.process)
     for event_id in recording.counts_by_id():
         rows = recording.rows(event_id)
@@ -254,11 +249,7 @@ def _instants(trace: PerfettoWriter, lane: _Lane) -> None:
 def _annotations(lane: _Lane, event: EventFormat, rows: I64) -> Annotations:
     """The event's own fields as annotation columns."""
     batch = lane.machine.recording.batch(event, rows)
-    out: list[tuple[Text, Values]] = []
-    for field in event.fields[:MAX_ANNOTATIONS]:
-        if field.name:
-            out.append((field.name, _values(batch, field)))
-    return out
+    return [(field.name, _values(batch, field)) for field in event.fields[:MAX_ANNOTATIONS] if field.name]
 
 
 def _values(batch: EventBatch, field: Field) -> Values:

@@ -162,9 +162,7 @@ class _Attribute:
 _SEQUENCE_ID = 1
 _ROOT = 0  # the uuid of the track above all, which says how processes are ordered
 _FOREVER = np.iinfo(np.int64).max
-_UNFIT = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
+_UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 def clean(value: Text) -> bytes:
@@ -277,9 +275,7 @@ class PerfettoWriter:
         )
         return self._describe(rank, description, process)
 
-    def track(
-        self, name: Text, parent: int | None = None, *, order: int | None = None, description: Text = ""
-    ) -> int:
+    def track(self, name: Text, parent: int | None = None, *, order: int | None = None, description: Text = "") -> int:
         """Add a track below ``parent``, which is a process or a track, or at the top (None).
 
         ``order`` ranks it among the tracks of its parent; by default they show as they were added. Tracks of
@@ -361,14 +357,10 @@ class PerfettoWriter:
         """Add values (n,), int64, to a counter track; each holds until the next."""
         stamps, values = _stamps(ts_ns, "ts_ns"), _integers(values, "values")
         _check_rows(stamps, values)
-        event = _event(
-            _TrackEvent.TYPE_COUNTER, self._known(track), integer(_TrackEvent.COUNTER_VALUE, values)
-        )
+        event = _event(_TrackEvent.TYPE_COUNTER, self._known(track), integer(_TrackEvent.COUNTER_VALUE, values))
         self._write(_packet(stamps, event))
 
-    def facts(
-        self, title: Text, facts: Mapping[str, int | bool | str], ts_ns: int, *, description: Text = ""
-    ) -> int:
+    def facts(self, title: Text, facts: Mapping[str, int | bool | str], ts_ns: int, *, description: Text = "") -> int:
         """Add what holds for the whole trace, such as the proof of its clocks; return the track it is on.
 
         It is written twice. As an instant at ``ts_ns`` (take the begin of the timeline) on a track of its
@@ -411,9 +403,7 @@ class PerfettoWriter:
         first = integer(_TracePacket.FIRST_PACKET_ON_SEQUENCE, 1)
         self._write(_bare_packet(first, root, flags=cleared))
 
-    def _child(
-        self, name: Text, parent: int | None, order: int | None, description: Text, *parts: Part
-    ) -> int:
+    def _child(self, name: Text, parent: int | None, order: int | None, description: Text, *parts: Part) -> int:
         rank = self._rank(_ROOT if parent is None else self._known(parent), order)
         above = [] if parent is None else [integer(_TrackDescriptor.PARENT_UUID, parent)]
         return self._describe(rank, description, *above, text(_TrackDescriptor.NAME, clean(name)), *parts)
@@ -463,9 +453,7 @@ class PerfettoWriter:
         elif len(track):
             self._known(int(track.min()))
             self._known(int(track.max()))
-        parts = [
-            integer(_TrackEvent.NAME_IID, self._intern_column(_InternedData.EVENT_NAMES, names, name_index))
-        ]
+        parts = [integer(_TrackEvent.NAME_IID, self._intern_column(_InternedData.EVENT_NAMES, names, name_index))]
         if category:
             iid = self._intern(_InternedData.EVENT_CATEGORIES, [category])[0]
             parts.append(integer(_TrackEvent.CATEGORY_IIDS, int(iid)))

@@ -216,11 +216,7 @@ def info_report(recording: Recording) -> Json:
                 "name": b.name,
                 "clock": b.clock or recording.clock,
                 "sub_buffer_size": b.sub_buffer_size,
-                "cpus": [
-                    {"cpu": s.cpu, "events": s.last - s.first}
-                    for s in recording.streams
-                    if s.buffer == b.name
-                ],
+                "cpus": [{"cpu": s.cpu, "events": s.last - s.first} for s in recording.streams if s.buffer == b.name],
             }
             for b in recording.buffers
         ],

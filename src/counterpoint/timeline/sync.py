@@ -62,9 +62,7 @@ class SyncResult:
     @cached_property
     def timeline(self) -> Timeline:
         """All events of all machines whose clock maps are known, in one order."""
-        machines = [
-            Machine(self.host_name, self.host, None, self.host.stamp, np.ones(len(self.host), np.bool_))
-        ]
+        machines = [Machine(self.host_name, self.host, None, self.host.stamp, np.ones(len(self.host), np.bool_))]
         by_name = {m.name: m for m in machines}
         guests = {g.name: g for g in self.guests}
         for name in _parents_first(self.host_name, {g.name: g.parent for g in self.guests}):
