@@ -100,8 +100,9 @@ def _of_vcpu(world: World, vcpu: VcpuProof, result: SyncResult) -> list[str]:
     out: list[str] = []
     tid = world.truth.threads[vcpu.guest_cpu]
     if vcpu.host_tid not in (None, tid):
-        if not vcpu.verdict.is_sound and len(world.truth.epochs[vcpu.guest_cpu]) > 1 and vcpu.matched_by != "guest-option":
-            return []  # its own thread is out, since the offset changed, and nothing speaks for the other but that
+        changed = len(world.truth.epochs[vcpu.guest_cpu]) > 1
+        if not vcpu.verdict.is_sound and vcpu.matched_by != "guest-option" and (changed or not _overlaps(world, vcpu, result)):
+            return []  # its own thread is out, and nothing speaks for the other but that
         return [f"matched to {vcpu.host_tid}, not {tid} ({vcpu.verdict})"]
     truths = true_offsets(world, vcpu, result)
     if sorted(row for e in vcpu.epochs for row in e.rows.tolist()) != sorted(truths):
@@ -114,7 +115,7 @@ def _of_vcpu(world: World, vcpu: VcpuProof, result: SyncResult) -> list[str]:
         if not vcpu.verdict.is_sound and (known > 1 or not _overlaps(world, vcpu, result)):
             # nothing is promised of an offset that is called ambiguous and is one of several
             continue
-        small = max(mine) - min(mine) <= SMALL_STEP and len(mine) > 1
+        small = any(0 < abs(to_signed(a - b)) <= SMALL_STEP for a in mine for b in mine)
         if epoch.feasible is not None and not small and not any(_holds(epoch, offset) for offset in mine):
             apart = min(abs(to_signed(o - epoch.feasible[0])) for o in mine)
             out.append(f"epoch {index} ({epoch.verdict}) excludes the truth: {mine}, {epoch.feasible}, {apart}")
@@ -143,7 +144,10 @@ def _windows_of(world: World, vcpu: VcpuProof, rows: list[int], result: SyncResu
 def _overlaps(world: World, vcpu: VcpuProof, result: SyncResult) -> bool:
     """Whether the host recorded at least half of the events between its thread's first and last kvm event."""
     tid = world.truth.threads[vcpu.guest_cpu]
-    windows = ThreadPool(result.host).thread(tid).windows
+    pool = ThreadPool(result.host)
+    if tid not in pool.tids:
+        return False  # all of its events are lost
+    windows = pool.thread(tid).windows
     hosts = [to_signed(event.host - windows.base) for event in world.truth.guest_events[vcpu.guest_cpu]]
     return 2 * sum(windows.first <= host <= windows.last for host in hosts) >= len(hosts)
 

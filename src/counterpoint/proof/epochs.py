@@ -45,7 +45,7 @@ MAX_ROUNDS = 4
 EVIDENCE_BETWEEN = 3
 """Bits of evidence per bit of search between two known stretches: something did run there."""
 
-EVIDENCE_OF_ABSENCE = 128
+EVIDENCE_OF_ABSENCE = 80
 """Bits of evidence that windows without events give before an epoch is doubted."""
 
 
@@ -102,13 +102,14 @@ def find_stretches(guest: I64, thread: Thread, start: Fit | None = None) -> list
     count = len(guest)
     whole = fit(guest, thread) if start is None else start
     alone = [Stretch(0, count, 0, count, whole)] if whole.candidates else []
-    if whole.is_unique:
+    has_evidence = bool(whole.candidates) and not whole.weak
+    if has_evidence:
         # an offset that changed by more than the recording's length puts the events after it where nothing was seen
         middle = (whole.candidates[0].lo + whole.candidates[0].hi) // 2
         spans = _seen_pieces(guest, thread, middle, 0, count)
         if [span[:2] for span in spans] == [(0, count)]:
             return alone
-    elif whole.candidates and (not whole.weak or count < 2 * MIN_CHUNK):
+    elif whole.candidates and count < 2 * MIN_CHUNK:
         return alone
     else:
         spans = _seeds(guest, thread, 0, count)
@@ -123,7 +124,7 @@ def find_stretches(guest: I64, thread: Thread, start: Fit | None = None) -> list
             break
         spans += fresh
         found = _settle(guest, thread, spans)
-    if whole.is_unique and len(spans) == known:
+    if has_evidence and len(spans) == known:
         return alone
     return _grow(guest, thread, _join(guest, thread, found)) or alone
 
