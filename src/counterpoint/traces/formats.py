@@ -173,7 +173,7 @@ def parse_format(text: str, system: str, long_size: int) -> EventFormat | None:
 
 
 class FormatTable(Mapping[int, EventFormat]):
-    """The event formats of a file by event id. A file has hundreds, a question needs few: each is read when asked for."""
+    """The event formats of a file by event id. Each is read when it is asked for."""
 
     def __init__(self, texts: Iterable[tuple[str, bytes]], long_size: int) -> None:
         """Take (system, format text) of every event; of two with one id the first counts."""
