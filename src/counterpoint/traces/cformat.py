@@ -159,12 +159,15 @@ def integer_text(conversion: Conversion) -> Callable[[int], str]:
         return lambda value: show(chr(value & 0xFF) if value & 0xFF < 0x80 else "\ufffd")
     if conversion.letter == "o" and "#" in conversion.flags:
         plain = replace(conversion, flags=conversion.flags.replace("#", ""))
-        template, zero = integer_template(plain)
 
         def octal(value: int) -> str:
+            # as many digits that the first is 0 (C11 7.21.6.1); 0 itself is one digit, whatever the precision
             digits = f"{value:o}"
-            least = replace(plain, precision=max(plain.precision, len(digits) + 1))
-            return integer_template(least)[0] % value if value else (zero or template % 0)
+            if value:
+                least = max(plain.precision, len(digits) + 1)
+            else:
+                least = plain.precision or 1
+            return integer_template(replace(plain, precision=least))[0] % value
 
         return octal
     template, zero = integer_template(conversion)
