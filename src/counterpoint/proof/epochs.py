@@ -48,6 +48,9 @@ EVIDENCE_BETWEEN = 3
 EVIDENCE_OF_ABSENCE = 80
 """Bits of evidence that windows without events give before an epoch is doubted."""
 
+UNLIKE = 4
+"""And they must be this many times as many in a row as elsewhere: guests are silent at times."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
@@ -250,22 +253,32 @@ def unexplained(guest: I64, thread: Thread, offset: int, first: int, last: int) 
     out = []
     for a, b in edges.tolist():
         early = int(host[a]) < windows.first
-        if b < len(host) if not early else a > 0:
+        if a > 0 if early else b < len(host):
             doubt = True
         elif early:
             # as many events as are out of sight may be in it by chance
-            doubt = b < len(host) and _silence(hits[hi < host[min(2 * b, len(host)) - 1]], rate) > EVIDENCE_OF_ABSENCE
+            near = lo < host[min(2 * b, len(host)) - 1]
+            doubt = b < len(host) and _is_silent(hits[lo <= seen[-1]], near[lo <= seen[-1]], rate)
         else:
-            doubt = a > 0 and _silence(hits[lo > host[max(2 * a - b, 0)]], rate) > EVIDENCE_OF_ABSENCE
+            near = hi > host[max(2 * a - b, 0)]
+            doubt = a > 0 and _is_silent(hits[hi >= seen[0]], near[hi >= seen[0]], rate)
         if doubt:
             out.append((first + a, first + b))
     return out
 
 
-def _silence(hits: npt.NDArray[np.bool_], rate: float) -> float:
-    """Bits of evidence against the longest row of windows without an event, where ``rate`` of them have some."""
+def _is_silent(hits: npt.NDArray[np.bool_], near: npt.NDArray[np.bool_], rate: float) -> bool:
+    """Whether a row of ``near`` windows without an event is too long for chance, and unlike any other row.
+
+    ``hits`` bool[n]: which windows have events; ``rate``: how many of them usually do.
+    """
     edges = np.flatnonzero(np.r_[True, hits, True])
-    return -int(np.diff(edges).max() - 1) * math.log2(1 - rate)
+    length = np.diff(edges) - 1
+    middle = np.minimum((edges[1:] + edges[:-1]) // 2, len(hits) - 1)
+    longest = int(np.where(near[middle], length, 0).argmax()) if len(hits) else 0
+    others = int(np.delete(length, longest).max(initial=1))
+    bits = -int(length[longest]) * math.log2(1 - rate)
+    return bool(len(hits) and near[middle[longest]] and bits > EVIDENCE_OF_ABSENCE and length[longest] > UNLIKE * others)
 
 
 def _reach(offsets: IntervalSet, events: I64, thread: Thread) -> tuple[int, IntervalSet]:
