@@ -1,0 +1,157 @@
+"""The JSON of ``sync`` and ``verify``: its keys, their types, and integers of any size."""
+
+from __future__ import annotations
+
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from writers.worlds import OffsetChange, tiny_pair
+
+from counterpoint.commands.main import main
+from counterpoint.outputs.report import sync_report
+from counterpoint.timeline.sync import sync
+
+ENOUGH = {"windows": 300, "guest_events": 900}
+Shape = Any
+
+
+def optional(kind: Any) -> Any:
+    return (kind, types.NoneType)
+
+
+RECORDING: Shape = {"name": str, "file": str, "clock": str, "cpus": int, "events": int, "lost_events": int}
+WITNESS: Shape = {
+    "bound": int, "guest_stamp": int, "guest_event": str, "host_window": [optional(int)], "host_events": [optional(str)],
+}  # fmt: skip
+EPOCH: Shape = {
+    "guest_from": optional(int), "guest_to": optional(int), "host_from": optional(int), "host_to": optional(int),
+    "offset": optional(int), "unit": str, "ratio": int, "frac_bits": int, "source": optional(str), "verdict": str,
+    "feasible": optional([int]), "width_ns": optional(int), "checked": int, "inside": int, "violations": int,
+    "unknown": int, "evidence_bits": int, "witnesses": {"low": optional(WITNESS), "high": optional(WITNESS)},
+}  # fmt: skip
+COUNTEREXAMPLE: Shape = {
+    "guest_stamp": int, "guest_event": str, "host_stamp": int, "host_gap": [optional(int)], "reason": str,
+}  # fmt: skip
+CLAIM: Shape = {
+    "source": str, "detail": optional(str), "offset": int, "ratio": int, "frac_bits": int, "host_from": optional(int),
+    "host_to": optional(int), "verdict": str, "inside": int, "violations": int, "unknown": int,
+    "reason": optional(str), "counterexample": optional(COUNTEREXAMPLE),
+}  # fmt: skip
+MIS_STAMPED: Shape = {"guest_from": int, "guest_to": int, "events": int, "late_by": optional([int])}
+VCPU: Shape = {
+    "guest_cpu": int, "host_tid": optional(int), "matched_by": str, "verdict": str, "epochs": [EPOCH],
+    "claims": [CLAIM], "mis_stamped": [MIS_STAMPED], "notes": [str],
+}  # fmt: skip
+TIMELINE: Shape = {
+    "events": int, "from_ns": optional(int), "to_ns": optional(int), "unplaced": int, "ns_source": optional(str),
+}  # fmt: skip
+VERIFY: Shape = {
+    "schema": int, "host": RECORDING, "guests": [RECORDING | {"parent": str, "vcpus": [VCPU]}], "warnings": [str],
+}  # fmt: skip
+SYNC: Shape = VERIFY | {"timeline": TIMELINE}
+MAY_BE_ADDED = {"candidates": [[int]]}
+
+
+def differs(value: Any, shape: Shape, where: str = "$") -> list[str]:
+    """Where ``value`` is not of the shape: exactly these keys, values of these types."""
+    if isinstance(shape, tuple):
+        return [] if value is None else differs(value, shape[0], where)
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return [f"{where} is no object"]
+        keys = set(value) - set(MAY_BE_ADDED)
+        wrong = [f"{where}.{key} {'is new' if key in keys else 'is missing'}" for key in keys ^ set(shape)]
+        return wrong + [
+            text for key in value if key not in keys ^ set(shape)
+            for text in differs(value[key], shape.get(key) or MAY_BE_ADDED[key], f"{where}.{key}")
+        ]  # fmt: skip
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return [f"{where} is no list"]
+        return [text for i, item in enumerate(value) for text in differs(item, shape[0], f"{where}[{i}]")]
+    return [] if type(value) is shape else [f"{where} is {type(value).__name__}"]
+
+
+def made(path: Path, **how: Any) -> list[str]:
+    host, guest, _ = tiny_pair(**(ENOUGH | how))
+    return [str(host.write(path / "host.dat")), str(guest.write(path / "guest.dat"))]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"vcpus": 2, "claims": False},
+        {"arch": "arm64"},
+        {"change": OffsetChange(-5_000_000, 0), "windows": 700, "guest_events": 2000},
+        {"windows": 5, "guest_events": 4, "claims": False},
+        {"lost": 300},
+        {"offset": (1 << 63) - 7, "start": (1 << 64) - 10_000_000},
+    ],
+)
+def test_the_report_has_exactly_the_keys_of_its_schema(tmp_path: Path, how: dict[str, Any]) -> None:
+    result = sync(*made(tmp_path, **how))
+    text = json.dumps(sync_report(result), allow_nan=False)
+    assert differs(json.loads(text), SYNC) == []
+    assert differs(sync_report(result, merged=False), VERIFY) == []
+
+
+def test_a_refuted_claim_and_an_unmatched_cpu_have_the_same_shape(tmp_path: Path) -> None:
+    files = made(tmp_path, claims=False)
+    for claim in ("0=5", "0=-38775412000", f"0={1 << 62}", "3=1"):
+        assert differs(sync_report(sync(*files, offsets=[claim])), SYNC) == []
+    _, other, _ = tiny_pair(seed=9, start=10**15, **ENOUGH)  # type: ignore[arg-type]
+    other.write(tmp_path / "other.dat")
+    report = sync_report(sync(files[0], tmp_path / "other.dat", offsets=["0=5"]))
+    assert differs(report, SYNC) == []
+
+
+def test_what_the_report_says(tmp_path: Path) -> None:
+    host, guest = made(tmp_path, vcpus=2)
+    report = sync_report(sync(host, guest))
+    assert report["schema"] == 1
+    assert report["host"]["file"] == host
+    (machine,) = report["guests"]
+    assert (machine["name"], machine["parent"], machine["events"]) == ("guest", "host", 1800)
+    for vcpu in machine["vcpus"]:
+        (epoch,) = vcpu["epochs"]
+        assert (vcpu["verdict"], vcpu["matched_by"]) == ("proved", "guest-option")
+        assert (epoch["unit"], epoch["ratio"], epoch["frac_bits"], epoch["source"]) == ("ticks", 1, 0, "time_shift")
+        assert epoch["checked"] == epoch["inside"] + epoch["violations"] == 900
+        low, high = epoch["feasible"]
+        assert low <= epoch["offset"] <= high
+        assert [epoch["witnesses"][side]["bound"] for side in ("low", "high")] == [low, high]
+    assert report["timeline"]["events"] == report["host"]["events"] + machine["events"]
+
+
+def test_ns_recordings_say_so_and_need_no_rate(tmp_path: Path) -> None:
+    report = sync_report(sync(*made(tmp_path, arch="arm64")))
+    (epoch,) = report["guests"][0]["vcpus"][0]["epochs"]
+    assert epoch["unit"] == "ns"
+    assert epoch["width_ns"] == epoch["feasible"][1] - epoch["feasible"][0]
+    assert report["timeline"]["ns_source"] == "clock"
+
+
+def test_integers_beyond_2_to_the_53_are_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    offset = (1 << 62) + 1
+    files = made(tmp_path, offset=offset, start=(1 << 63) + 1)
+    assert main(["sync", *files, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (epoch,) = report["guests"][0]["vcpus"][0]["epochs"]
+    assert epoch["offset"] == offset
+    witness = epoch["witnesses"]["low"]
+    assert witness["host_window"][1] > 1 << 63
+    assert (witness["guest_stamp"] - witness["bound"]) % (1 << 64) == witness["host_window"][1]
+
+
+@pytest.mark.parametrize("command", ["sync", "verify"])
+def test_the_commands_print_it(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = made(tmp_path)
+    assert main([command, *files, "--json"]) == 0
+    assert differs(json.loads(capsys.readouterr().out), SYNC if command == "sync" else VERIFY) == []
+    assert main([command, *files, "--json", "--offset", "0=17"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["guests"][0]["vcpus"][0]["verdict"] == "refuted"
