@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from writers.worlds import OffsetChange, tiny_pair
 
 from counterpoint.commands.main import main
 from counterpoint.outputs.report import sync_report
 from counterpoint.timeline.sync import sync
+from writers.worlds import OffsetChange, tiny_pair
 
 ENOUGH = {"windows": 300, "guest_events": 900}
 Shape = Any
@@ -24,7 +24,8 @@ def optional(kind: Any) -> Any:
 
 RECORDING: Shape = {"name": str, "file": str, "clock": str, "cpus": int, "events": int, "lost_events": int}
 WITNESS: Shape = {
-    "bound": int, "guest_stamp": int, "guest_event": str, "host_window": [optional(int)], "host_events": [optional(str)],
+    "bound": int, "guest_stamp": int, "guest_event": str, "host_window": [optional(int)],
+    "host_events": [optional(str)],
 }  # fmt: skip
 EPOCH: Shape = {
     "guest_from": optional(int), "guest_to": optional(int), "host_from": optional(int), "host_to": optional(int),

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from writers.worlds import START, OffsetChange, Truth, tiny_pair
-
 from counterpoint.clocks.counter import to_signed
 from counterpoint.proof.matching import ThreadPool
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict
 from counterpoint.timeline.sync import SyncResult, sync
+from writers.worlds import START, OffsetChange, Truth, tiny_pair
 
 PERIOD = 1 << 64
 
@@ -21,7 +20,7 @@ FEW_WINDOWS = 80
 """Events in fewer windows than this are no evidence of a change that takes them out of the host's sight."""
 
 SMALL_STEP = 100_000
-"""Windows are up to some 300,000 long: a change of fewer ticks may leave every event in its window: then one offset is no less true than two."""
+"""A change of fewer ticks may leave every event in its window: then one offset is no less true than two."""
 
 AT_A_CHANGE = 0.04
 """Share of the events, around a change, that lie in windows at both offsets: whose they are cannot be told."""
@@ -101,7 +100,11 @@ def _of_vcpu(world: World, vcpu: VcpuProof, result: SyncResult) -> list[str]:
     tid = world.truth.threads[vcpu.guest_cpu]
     if vcpu.host_tid not in (None, tid):
         changed = len(world.truth.epochs[vcpu.guest_cpu]) > 1
-        if not vcpu.verdict.is_sound and vcpu.matched_by != "guest-option" and (changed or not _overlaps(world, vcpu, result)):
+        if (
+            not vcpu.verdict.is_sound
+            and vcpu.matched_by != "guest-option"
+            and (changed or not _overlaps(world, vcpu, result))
+        ):
             return []  # its own thread is out, and nothing speaks for the other but that
         return [f"matched to {vcpu.host_tid}, not {tid} ({vcpu.verdict})"]
     truths = true_offsets(world, vcpu, result)
@@ -126,7 +129,9 @@ def _of_vcpu(world: World, vcpu: VcpuProof, result: SyncResult) -> list[str]:
         if epoch.unknown >= len(wrong) and _windows_of(world, vcpu, wrong, result) < FEW_WINDOWS:
             continue  # out of the host's sight, and too few to tell
         if len(wrong) > max(10, AT_A_CHANGE * len(truths)):
-            out.append(f"epoch {index} ({epoch.verdict}): {len(wrong)} of {len(epoch.rows)} events misplaced (width {width})")
+            out.append(
+                f"epoch {index} ({epoch.verdict}): {len(wrong)} of {len(epoch.rows)} events misplaced (width {width})"
+            )
         if epoch.violations:
             out.append(f"epoch {index} is {epoch.verdict} with {epoch.violations} violations")
     return out

@@ -43,7 +43,10 @@ def test_one_offset_is_one_stretch_over_everything(seed: int) -> None:
     assert stretch.fit.candidates[0].lo <= 777 <= stretch.fit.candidates[0].hi
 
 
-@pytest.mark.parametrize("deltas", [[90_000], [-1_000_000], [10**10], [-(10**10)], [3_000_000, -3_000_000], [10**9, -(10**9)], [10**9, 10**9, 10**9]])
+@pytest.mark.parametrize(
+    "deltas",
+    [[90_000], [-1_000_000], [10**10], [-(10**10)], [3_000_000, -3_000_000], [10**9, -(10**9)], [10**9, 10**9, 10**9]],
+)
 def test_changes_however_far(deltas: list[int]) -> None:
     made = Made(5, windows=1200, events=4800)
     cuts = [len(made.host) * (i + 1) // (len(deltas) + 1) for i in range(len(deltas))]
@@ -105,5 +108,5 @@ def test_events_out_of_sight_while_the_vcpu_ran_on_are_doubted() -> None:
 
 def test_a_search_within_limits_finds_only_what_lies_there() -> None:
     made = Made(10)
-    assert fit(made.host + 5, made.thread, (-10**6, 10**6)).is_unique
+    assert fit(made.host + 5, made.thread, (-(10**6), 10**6)).is_unique
     assert not fit(made.host + 5, made.thread, (10**6, 10**7)).is_unique

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from writers.tracedat import GuestOption
-from writers.worlds import GUEST_ID, OffsetChange, Truth, tiny_pair
 
 from counterpoint.errors import UsageError
 from counterpoint.proof.verdicts import Verdict
 from counterpoint.timeline.sync import SyncResult, sync
+from writers.tracedat import GuestOption
+from writers.worlds import GUEST_ID, OffsetChange, Truth, tiny_pair
 
 ENOUGH = {"windows": 300, "guest_events": 900, "vcpus": 2, "decoys": 2}
 

@@ -6,11 +6,11 @@ import random
 from pathlib import Path
 
 import pytest
-from proof.random_worlds import World, complaints, random_world, true_offsets, wrong_claims
 
 from counterpoint.clocks.counter import to_signed
 from counterpoint.proof.verdicts import Verdict
 from counterpoint.timeline.sync import SyncResult
+from proof.random_worlds import World, complaints, random_world, true_offsets, wrong_claims
 
 SEEDS, PER_TEST = 220, 10
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import RECORDINGS
 
 from counterpoint.commands.main import main
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict
 from counterpoint.timeline.sync import SyncResult, sync
+from helpers import RECORDINGS
 
 pytestmark = pytest.mark.recordings
 
@@ -31,7 +31,8 @@ def pairs(names: list[str]) -> Any:
     there = [n for n in names if n in NAMES]
     if not NAMES:
         return pytest.mark.parametrize(
-            "name", [pytest.param("", marks=pytest.mark.skip(reason="no folder of recordings (COUNTERPOINT_RECORDINGS)"))]
+            "name",
+            [pytest.param("", marks=pytest.mark.skip(reason="no folder of recordings (COUNTERPOINT_RECORDINGS)"))],
         )
     if os.environ.get("COUNTERPOINT_NO_SKIP") == "1":
         there = names
@@ -190,7 +191,9 @@ def test_three_levels(name: str) -> None:
         assert vcpu.host_tid == truth["host_tid"]
         (epoch,) = vcpu.epochs
         assert holds_truth(epoch, truth["epochs"][0])
-        if truth_of(name)["host"].startswith(next(g["parent"] for g in truth_of(name)["guests"] if g["file"] == f"{guest}.dat")):
+        if truth_of(name)["host"].startswith(
+            next(g["parent"] for g in truth_of(name)["guests"] if g["file"] == f"{guest}.dat")
+        ):
             assert vcpu.verdict is Verdict.DERIVED
         else:
             lo, hi = true_range(truth["epochs"][0])

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from writers.plain import guest_file, host_file, random_events, random_runs, runs
-from writers.tracedat import TimeShift
-from writers.worlds import HOST_ID, OffsetChange, Truth, tiny_pair
 
 from counterpoint.claims import time_shift
 from counterpoint.clocks.counter import to_signed
 from counterpoint.proof.verdicts import VcpuProof, Verdict
 from counterpoint.timeline.sync import SyncResult, sync
+from writers.plain import guest_file, host_file, random_events, random_runs, runs
+from writers.tracedat import TimeShift
+from writers.worlds import HOST_ID, OffsetChange, Truth, tiny_pair
 
 ENOUGH = {"windows": 300, "guest_events": 900}
 OFFSET = -38_775_413_133

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from writers.plain import Row, host_file, random_runs, runs
 
 from counterpoint.clocks.counter import to_signed
 from counterpoint.proof.fit import Thread, check
 from counterpoint.proof.windows import FOREVER, HostActivity, RunWindows
 from counterpoint.traces.recording import Recording
+from writers.plain import Row, host_file, random_runs, runs
 
 A, B = 147, 148
 
@@ -27,7 +27,11 @@ def spans(windows: RunWindows) -> list[tuple[int | None, int | None, str]]:
     """The spans in host stamps: (lo, hi, "run" | "unknown"), None for an open end."""
     far = int(FOREVER)
     return [
-        (None if lo <= -far else lo + windows.base, None if hi >= far else hi + windows.base, "run" if run else "unknown")
+        (
+            None if lo <= -far else lo + windows.base,
+            None if hi >= far else hi + windows.base,
+            "run" if run else "unknown",
+        )
         for lo, hi, run in zip(windows.lo.tolist(), windows.hi.tolist(), windows.is_run.tolist(), strict=True)
     ]
 
@@ -62,7 +66,12 @@ def test_a_recording_that_begins_in_guest_mode_or_ends_there(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", ["entry", "exit"])
 def test_two_of_a_kind_in_a_row_leave_the_time_between_unknown(tmp_path: Path, kind: str) -> None:
-    rows = [*runs((0, A, 100, 200)), row(0, 300, "entry"), row(0, 400, kind), *([row(0, 500, "exit")] * (kind == "entry"))]
+    rows = [
+        *runs((0, A, 100, 200)),
+        row(0, 300, "entry"),
+        row(0, 400, kind),
+        *([row(0, 500, "exit")] * (kind == "entry")),
+    ]
     if kind == "exit":
         rows.append(row(0, 500, "exit"))
     between = (300, 400, "unknown") if kind == "entry" else (400, 500, "unknown")
@@ -83,7 +92,9 @@ def test_a_window_of_no_length(tmp_path: Path) -> None:
 
 def test_a_counter_that_wraps(tmp_path: Path) -> None:
     top = 1 << 64
-    found = windows_of(tmp_path, runs((0, A, top - 300, top - 200), (0, A, top - 100, top + 100), (0, A, top + 200, top + 300)))
+    found = windows_of(
+        tmp_path, runs((0, A, top - 300, top - 200), (0, A, top - 100, top + 100), (0, A, top + 200, top + 300))
+    )
     assert [hi - lo for lo, hi, _ in ((s[0], s[1], s[2]) for s in spans(found)[1:-1])] == [100, 200, 100]  # type: ignore[operator]
 
 
@@ -150,7 +161,13 @@ def test_a_switch_away_may_be_lost_itself(tmp_path: Path) -> None:
 
 
 def test_losses_at_the_very_start_and_between_entries(tmp_path: Path) -> None:
-    rows = [row(0, 90, "mark", 0), *runs((0, A, 100, 200)), row(0, 300, "entry"), row(0, 500, "entry"), row(0, 600, "exit")]
+    rows = [
+        row(0, 90, "mark", 0),
+        *runs((0, A, 100, 200)),
+        row(0, 300, "entry"),
+        row(0, 500, "entry"),
+        row(0, 600, "exit"),
+    ]
     found = spans(windows_of(tmp_path, rows, lost={(0, 90): 3, (0, 500): 4}))
     assert found[0] == (None, 100, "unknown")
     assert (300, 500, "unknown") in found
@@ -241,7 +258,9 @@ def _lose(rng: random.Random, rows: list[Row], cpus: int) -> tuple[list[Row], di
                 first = rng.randrange(1, len(mine) - 1)
                 count = rng.randint(1, min(20, len(mine) - 1 - first))
                 after = mine[first + count][1]
-                if mine[first + count - 1][1] == after or any(k == (cpu, r[1]) for k in lost for r in mine[first : first + count]):
+                if mine[first + count - 1][1] == after or any(
+                    k == (cpu, r[1]) for k in lost for r in mine[first : first + count]
+                ):
                     continue  # the mark would not be at the first event after the loss
                 del mine[first : first + count]
                 lost[cpu, after] = count

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from writers.plain import GUEST_ID, Row, guest_file, host_file, random_events, random_runs, runs
-from writers.tracedat import TraceFile
-from writers.worlds import OffsetChange, tiny_pair
 
 from counterpoint.clocks.counter import to_signed
 from counterpoint.clocks.rate import Rate
@@ -17,6 +14,9 @@ from counterpoint.timeline.merge import Machine, Timeline
 from counterpoint.timeline.select import Selection, around, select
 from counterpoint.timeline.sync import SyncResult, sync
 from counterpoint.traces.recording import Recording
+from writers.plain import GUEST_ID, Row, guest_file, host_file, random_events, random_runs, runs
+from writers.tracedat import TraceFile
+from writers.worlds import OffsetChange, tiny_pair
 
 ENOUGH = {"windows": 250, "guest_events": 700}
 
@@ -57,7 +57,9 @@ def test_columns_are_those_of_the_machines(tmp_path: Path) -> None:
         assert timeline.cpu[at] == recording.streams[recording.stream_of[row]].cpu
         assert timeline.pid[at] == recording.pid[row]
         assert timeline.event_id[at] == recording.event_id[row]
-    assert [s.stop - s.start for s in timeline.blocks(100)][:-1] == [100] * (len(timeline) // 100 - (len(timeline) % 100 == 0))
+    assert [s.stop - s.start for s in timeline.blocks(100)][:-1] == [100] * (
+        len(timeline) // 100 - (len(timeline) % 100 == 0)
+    )
     assert sum(s.stop - s.start for s in timeline.blocks(100)) == len(timeline)
 
 
@@ -74,7 +76,15 @@ def test_ties_go_to_the_host_then_by_machine_and_cpu(tmp_path: Path) -> None:
         machine(tmp_path, "two", guest_file({0: [100, 100]})),
     ]
     timeline = Timeline(machines, None)
-    order = list(zip(timeline.host_ticks.tolist(), timeline.machine.tolist(), timeline.cpu.tolist(), timeline.row.tolist(), strict=True))
+    order = list(
+        zip(
+            timeline.host_ticks.tolist(),
+            timeline.machine.tolist(),
+            timeline.cpu.tolist(),
+            timeline.row.tolist(),
+            strict=True,
+        )
+    )
     assert order == sorted(order)
     assert [m for s, m, _, _ in order if s == 100] == [0, 0, 0, 0, 1, 1, 2, 2]
     assert not timeline.has_ns
@@ -151,7 +161,10 @@ def test_nothing_asked_is_everything(whole: Timeline) -> None:
         (Selection(events=["kvm_*"]), lambda m, c, t, e: e.startswith("kvm:")),
         (Selection(events=["kvm:kvm_exit", "mark"]), lambda m, c, t, e: e in ("kvm:kvm_exit", "marks:mark")),
         (Selection(machines=["host"], events=["mark"]), lambda m, c, t, e: False),
-        (Selection(machines=["guest"], events=["mark"], cpus=[(None, 0)]), lambda m, c, t, e: (m, c, e) == ("guest", 0, "marks:mark")),
+        (
+            Selection(machines=["guest"], events=["mark"], cpus=[(None, 0)]),
+            lambda m, c, t, e: (m, c, e) == ("guest", 0, "marks:mark"),
+        ),
     ],
 )  # fmt: skip
 def test_filters(whole: Timeline, wanted: Selection, keeps: object) -> None:
@@ -171,7 +184,9 @@ def test_spans_of_time_and_around(tmp_path: Path, start: int) -> None:
     begin, end = stamps[100], stamps[-100]
     inside = select(timeline, Selection(begin=begin, end=end)).tolist()
     zero = stamps[0]
-    wanted = [i for i, s in enumerate(stamps) if to_signed(begin - zero) <= to_signed(s - zero) <= to_signed(end - zero)]
+    wanted = [
+        i for i, s in enumerate(stamps) if to_signed(begin - zero) <= to_signed(s - zero) <= to_signed(end - zero)
+    ]
     assert inside == wanted
     everything = np.arange(len(timeline))
     at = around(timeline, everything, stamps[300], 5).tolist()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -132,9 +133,7 @@ def find_stretches(guest: I64, thread: Thread, start: Fit | None = None) -> list
     return _grow(guest, thread, _join(guest, thread, found)) or alone
 
 
-def _search_holes(
-    guest: I64, thread: Thread, found: list[Stretch], searched: set[tuple[int, int]]
-) -> list[_Span]:
+def _search_holes(guest: I64, thread: Thread, found: list[Stretch], searched: set[tuple[int, int]]) -> list[_Span]:
     """Search what the stretches leave: before the first, between any two, after the last; each hole once."""
     fresh: list[_Span] = []
     for left, right in zip([None, *found], [*found, None], strict=True):
@@ -173,13 +172,13 @@ def _seeds(
     begin: int,
     end: int,
     within: Interval | None = None,
-    limits: _Limits = _Limits(),
+    limits: _Limits | None = None,
 ) -> list[_Span]:
     """Stretches of events begin..end, each grown from a chunk that fits exactly one interval."""
     found: list[_Span] = []
     if within is None:
         per_trial, smallest = EVIDENCE_PER_TRIAL_BIT, MIN_CHUNK
-        size, most = ((end - begin) // 2, MAX_DEPTH) if limits == _Limits() else (end - begin, MAX_END_DEPTH)
+        size, most = ((end - begin) // 2, MAX_DEPTH) if limits is None else (end - begin, MAX_END_DEPTH)
     else:
         per_trial, smallest, size, most = EVIDENCE_BETWEEN, MIN_BETWEEN, end - begin, 64
     depth = 0
@@ -190,7 +189,7 @@ def _seeds(
             if any(first < b and a < last for a, b in reached):
                 continue
             events = guest[first:last]
-            searched = limits.offsets(events, thread) if within is None else within
+            searched = (limits or _Limits()).offsets(events, thread) if within is None else within
             seed = fit(events, thread, searched, per_trial, is_bounded=within is not None)
             if seed.is_unique:
                 reach, pieces = _extend(guest, thread, seed.interval_set, first, last)
@@ -224,11 +223,7 @@ def _seen_pieces(guest: I64, thread: Thread, offset: int, first: int, last: int)
     return [
         _Span(a, b, None)
         for a, b in zip(begins, ends, strict=True)
-        if b > a
-        and (
-            b - a == last - first
-            or check(guest[a:b], offset, thread).evidence >= EVIDENCE_FOR_CLAIM
-        )
+        if b > a and (b - a == last - first or check(guest[a:b], offset, thread).evidence >= EVIDENCE_FOR_CLAIM)
     ]
 
 
@@ -278,7 +273,9 @@ def _is_silent(hits: npt.NDArray[np.bool_], near: npt.NDArray[np.bool_], rate: f
     longest = int(np.where(near[middle], length, 0).argmax()) if len(hits) else 0
     others = int(np.delete(length, longest).max(initial=1))
     bits = -int(length[longest]) * math.log2(1 - rate)
-    return bool(len(hits) and near[middle[longest]] and bits > EVIDENCE_OF_ABSENCE and length[longest] > UNLIKE * others)
+    return bool(
+        len(hits) and near[middle[longest]] and bits > EVIDENCE_OF_ABSENCE and length[longest] > UNLIKE * others
+    )
 
 
 def _reach(offsets: IntervalSet, events: I64, thread: Thread) -> tuple[int, IntervalSet]:
@@ -364,7 +361,7 @@ def change_points(guest: I64, stretches: list[Stretch]) -> list[int]:
     Within the overlap the largest jump of the stamps is taken: a change comes with a stop or a step.
     """
     points = []
-    for left, right in zip(stretches, stretches[1:], strict=False):
+    for left, right in pairwise(stretches):
         begin, end = max(right.first, left.sure_last, 1), left.last
         if begin >= end:
             points.append(right.first)

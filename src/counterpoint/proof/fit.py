@@ -75,9 +75,7 @@ class Fit:
     def interval_set(self) -> IntervalSet:
         """The candidates' intervals."""
         pairs = sorted((c.lo, c.hi) for c in self.candidates)
-        return IntervalSet(
-            np.array([lo for lo, _ in pairs], np.int64), np.array([hi for _, hi in pairs], np.int64)
-        )
+        return IntervalSet(np.array([lo for lo, _ in pairs], np.int64), np.array([hi for _, hi in pairs], np.int64))
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,9 +108,7 @@ def _covered(track: Track, tid: int, pool: ThreadPool) -> bool:
     return explained * MIN_COVERED > len(track.guest)
 
 
-def match(
-    tracks: list[Track], pool: ThreadPool, hints: Hints, claimed: dict[int, list[int]]
-) -> dict[int, Match]:
+def match(tracks: list[Track], pool: ThreadPool, hints: Hints, claimed: dict[int, list[int]]) -> dict[int, Match]:
     """Find the thread of each track; ``claimed`` holds offsets (absolute) that are claimed per guest CPU."""
     out: dict[int, Match] = {}
     left = {track.cpu: track for track in tracks}
@@ -204,7 +202,9 @@ def _decide(cpu: int, track: Track, tids: list[int], pool: ThreadPool, hints: Hi
     notes: tuple[str, ...] = ()
     if hinted is not None and hinted > 0:
         if hinted in pool.tids and not strong:
-            return Match(hinted, "guest-option", (f"no one offset puts its events into the windows of thread {hinted}",))
+            return Match(
+                hinted, "guest-option", (f"no one offset puts its events into the windows of thread {hinted}",)
+            )
         why = "has no kvm events" if hinted not in pool.tids else "is excluded by causality"
         notes = (f"the GUEST option names thread {hinted}, which {why}",)
     if len(tids) == 1:

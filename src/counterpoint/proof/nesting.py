@@ -1,8 +1,8 @@
 """Nesting: a nested guest's run windows, cut to when its hypervisor's own CPU was in guest mode.
 
-L2 runs on a CPU of L1, and that CPU is a thread of L0. So an L2 event lies in a run window of L1's thread (in L1 time) *and*
-in a run window of the L0 thread that is the L1 CPU it was on. L0's windows are taken to L1 time by both ends of the proved
-interval of that CPU's offset: widened by what is not known, they never exclude the truth.
+L2 runs on a CPU of L1, and that CPU is a thread of L0. So an L2 event lies in a run window of L1's thread (in L1
+time) *and* in a run window of the L0 thread that is the L1 CPU it was on. L0's windows are taken to L1 time by both
+ends of the proved interval of that CPU's offset: widened by what is not known, they never exclude the truth.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _joined(lo: I64, hi: I64) -> Spans:
 
 
 def within(windows: RunWindows, recording: Recording, modes: dict[int, Spans]) -> RunWindows:
-    """Cut the run windows to the spans ``modes`` of the CPU that each was entered on; unknown spans stay as they are."""
+    """Cut the run windows to the spans ``modes`` of the CPU that each was entered on; unknown spans stay."""
     if not modes:
         return windows
     cpus = np.array([s.cpu for s in recording.streams], np.int64)

@@ -89,7 +89,7 @@ class VcpuProver:
             parts = [self._unbounded_part(usable)]
         for part in parts:
             stray += self._doubt(part)
-        if self._drifts(parts, claims):
+        if self._drifts(parts):
             stray.append(DRIFT)
             for part in parts:
                 part.doubtful = part.doubtful or part.source == BY_CAUSALITY
@@ -98,7 +98,7 @@ class VcpuProver:
         for first, last, _ in late:
             late_rows[first:last] = True
         claim_proofs = tuple(self._claim(c, parts, late_rows) for c in claims)
-        epochs = tuple(self._epoch(index, parts, claim_proofs, late_rows) for index in range(len(parts)))
+        epochs = tuple(self._epoch(index, parts, claim_proofs) for index in range(len(parts)))
         return VcpuProof(
             self.track.cpu,
             self.thread.windows.tid,
@@ -128,7 +128,7 @@ class VcpuProver:
             for first, last in runs
         ]
 
-    def _drifts(self, parts: list[_Part], claims: list[Claim]) -> bool:
+    def _drifts(self, parts: list[_Part]) -> bool:
         """Whether the epochs look like one line: the two clocks do not run at one rate.
 
         Their offsets creep, mostly in one direction, by less than 1/MAX_DRIFT of the elapsed time, announced by no
@@ -138,8 +138,8 @@ class VcpuProver:
             return False
         guest = self.track.guest
         at = [(int(guest[p.sure[0]]) + int(guest[p.sure[1] - 1])) // 2 - p.offset for p in parts]
-        steps = [b.offset - a.offset for a, b in zip(parts, parts[1:], strict=False)]
-        spans = [b - a for a, b in zip(at, at[1:], strict=False)]
+        steps = [b.offset - a.offset for a, b in pairwise(parts)]
+        spans = [b - a for a, b in pairwise(at)]
         one_way = 2 * abs(sum(steps)) > sum(abs(s) for s in steps)
         if not one_way or not all(abs(s) * MAX_DRIFT < d for s, d in zip(steps, spans, strict=True)):
             return False
@@ -188,7 +188,7 @@ class VcpuProver:
         return None
 
     def _along(self, chain: list[Claim]) -> list[_Part] | None:
-        """The events cut at the chain's changes so that each lies in its claim's span and in no gap; None: no cut does."""
+        """The events cut at the chain's changes, each in its claim's span and in no gap; None: no cut does that."""
         guest, count = self.track.guest, len(self.track.guest)
         offsets = [self._relative(claim) for claim in chain]
         # reach[j]: the cuts that the claims before j can end at; runs[j][c]: how far claim j holds from event c on
@@ -290,9 +290,7 @@ class VcpuProver:
         """The offset in use: a claim's that the stretch allows, else the middle of its best interval."""
         for claim in claims:
             offset = self._relative(claim)
-            if any(c.lo <= offset <= c.hi for c in stretch.fit.candidates) and self._speaks_of(
-                claim, stretch, offset
-            ):
+            if any(c.lo <= offset <= c.hi for c in stretch.fit.candidates) and self._speaks_of(claim, stretch, offset):
                 return offset, claim.source
         return stretch.middle, BY_CAUSALITY
 
@@ -304,9 +302,7 @@ class VcpuProver:
 
     def _announced(self, left: _Part, right: _Part, claims: list[Claim]) -> int | None:
         """The host time of a change that a claim names: one ends where the next begins, both offsets in use."""
-        begins = {
-            c.host_from for c in claims if c.host_from is not None and self._relative(c) == right.offset
-        }
+        begins = {c.host_from for c in claims if c.host_from is not None and self._relative(c) == right.offset}
         for claim in claims:
             if claim.host_to in begins and claim.host_to is not None and self._relative(claim) == left.offset:
                 return self._host_relative(claim.host_to)
@@ -341,13 +337,7 @@ class VcpuProver:
             return None
         return (relative_stamp + self.base) & MASK
 
-    def _epoch(
-        self,
-        index: int,
-        parts: list[_Part],
-        claims: tuple[ClaimProof, ...],
-        late_rows: np.ndarray[tuple[int], np.dtype[np.bool_]],
-    ) -> EpochProof:
+    def _epoch(self, index: int, parts: list[_Part], claims: tuple[ClaimProof, ...]) -> EpochProof:
         part, track = parts[index], self.track
         first_epoch, last_epoch = index == 0, index == len(parts) - 1
         outcome = check(track.guest[part.first : part.last], part.offset, self.thread)
@@ -362,9 +352,7 @@ class VcpuProver:
             rows=track.rows[part.first : part.last],
             guest_from=None if first_epoch else self._stamp(part.first),
             guest_to=None if last_epoch else self._stamp(part.last - 1),
-            host_from=None
-            if first_epoch
-            else self._host(host_first if part.host_from is None else part.host_from),
+            host_from=None if first_epoch else self._host(host_first if part.host_from is None else part.host_from),
             host_to=None if last_epoch else self._host(host_last if part.host_to is None else part.host_to),
             offset=track.absolute_offset(part.offset, self.base) if known else None,
             source=part.source,
@@ -524,7 +512,6 @@ def unmatched(track: Track, claims: list[Claim], matched_by: str, notes: tuple[s
         unknown=len(track.guest), evidence=0,
     )  # fmt: skip
     proofs = tuple(
-        ClaimProof(c, Verdict.UNBOUNDED, 0, 0, len(track.guest), reason="its host thread was not found")
-        for c in claims
+        ClaimProof(c, Verdict.UNBOUNDED, 0, 0, len(track.guest), reason="its host thread was not found") for c in claims
     )
     return replace(VcpuProof(track.cpu, None, matched_by, (epoch,), proofs), notes=notes)

@@ -74,8 +74,8 @@ class EpochProof:
     ``rows`` are the guest rows of the epoch. ``feasible`` is the closed interval of offsets that the events
     allow around the one in use; where several intervals remain, ``candidates`` lists them and ``feasible`` spans
     them all. None: nothing bounds it. Both are counted from ``offset``: near 2**63 they may lie beyond it. ``usable``
-    is the part of ``feasible`` that suits the events between two epochs as well. ``checked`` = ``inside`` + ``violations``; ``unknown`` events fall where the
-    host did not see.
+    is the part of ``feasible`` that suits the events between two epochs as well. ``checked`` = ``inside`` +
+    ``violations``; ``unknown`` events fall where the host did not see.
     """
 
     rows: I64
@@ -151,9 +151,7 @@ class VcpuProof:
     @property
     def clock_map(self) -> ClockMap | None:
         """The map in use, for stamps of one's own; None where an epoch's offset is not known."""
-        epochs = [
-            Epoch(e.offset, e.guest_from, e.host_from, e.feasible) for e in self.epochs if e.offset is not None
-        ]
+        epochs = [Epoch(e.offset, e.guest_from, e.host_from, e.feasible) for e in self.epochs if e.offset is not None]
         return ClockMap(self.guest_cpu, tuple(epochs)) if epochs and len(epochs) == len(self.epochs) else None
 
     @property

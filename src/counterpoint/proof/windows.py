@@ -122,8 +122,7 @@ class HostActivity:
         CPU that ran at all would show them: a silent one was most likely not traced, and is not trusted.
         """
         return all(
-            (known := self.host.formats.get(i)) is not None and known.system == "kvm"
-            for i in self.host.counts_by_id()
+            (known := self.host.formats.get(i)) is not None and known.system == "kvm" for i in self.host.counts_by_id()
         )
 
     def windows(self, tid: int) -> RunWindows:
