@@ -97,14 +97,17 @@ class _Limits(NamedTuple):
         return low, high
 
 
-def find_stretches(guest: I64, thread: Thread, start: Fit | None = None) -> list[Stretch]:
+def find_stretches(
+    guest: I64, thread: Thread, start: Fit | None = None, survivors: IntervalSet | None = None
+) -> list[Stretch]:
     """Find the stretches of ``guest`` i64[n] (a guest CPU's stamps in recorded order), in order.
 
     One stretch over all events where one offset fits (or too little is there to tell); none where nothing fits
-    anywhere. Events between two stretches fit neither. ``start``: a fit over all events that is known already.
+    anywhere. Events between two stretches fit neither. ``start``: a fit over all events that is known already;
+    ``survivors``: the offsets that some of the events left of all (see ``fit``).
     """
     count = len(guest)
-    whole = fit(guest, thread) if start is None else start
+    whole = fit(guest, thread, survivors=survivors) if start is None else start
     alone = [Stretch(0, count, 0, count, whole)] if whole.candidates else []
     has_evidence = bool(whole.candidates) and not whole.weak
     if has_evidence:
@@ -120,7 +123,10 @@ def find_stretches(guest: I64, thread: Thread, start: Fit | None = None) -> list
         if not spans:
             return alone
     known = len(spans)
-    found = _settle(guest, thread, spans)
+    if has_evidence:
+        found = [Stretch(first, last, first, last, whole) for first, last, _ in spans]
+    else:
+        found = _settle(guest, thread, spans)
     searched: set[tuple[int, int]] = set()
     for _ in range(MAX_ROUNDS):
         fresh = _search_holes(guest, thread, found, searched)

@@ -161,11 +161,13 @@ def fit(
     per_trial: int = EVIDENCE_PER_TRIAL_BIT,
     *,
     is_bounded: bool = True,
+    survivors: IntervalSet | None = None,
 ) -> Fit:
     """Find the single offsets that put no event of ``guest`` i64[n] into a gap of ``thread``.
 
     Searched is the interval ``within``, or all offsets of ``overlap_range``. ``is_bounded``: no offset outside
-    ``within`` is possible; else an interval that ends only where the search does is weak.
+    ``within`` is possible; else an interval that ends only where the search does is weak. ``survivors``: what some of
+    the events left of just these offsets, so that the others need not look at the rest again.
     """
     if not len(guest):
         return Fit()
@@ -173,7 +175,8 @@ def fit(
         within, is_bounded = overlap_range(guest, thread), False
     lo, hi = within
     try:
-        found = narrow(IntervalSet.of(lo, hi), guest, thread.gap_lo, thread.gap_hi)
+        found = IntervalSet.of(lo, hi) if survivors is None else survivors
+        found = narrow(found, guest, thread.gap_lo, thread.gap_hi)
     except TooManyError:
         return Fit(many=True)
     if len(found) > MAX_RATED:

@@ -55,6 +55,7 @@ class ThreadPool:
         self.vcpu_ids = _vcpu_ids(host)
         self._threads: dict[int, Thread] = {}
         self._stretches: dict[tuple[int, int], tuple[Track, list[Stretch]]] = {}
+        self._survivors: dict[tuple[int, int], IntervalSet] = {}
 
     @property
     def tids(self) -> list[int]:
@@ -71,9 +72,22 @@ class ThreadPool:
         """``find_stretches`` of a track in a thread's windows, found once."""
         key = id(track), tid
         if key not in self._stretches:
+            found = find_stretches(track.guest, self.thread(tid), survivors=self._survivors.get(key))
             # the track is kept, so that its id stays its own
-            self._stretches[key] = track, find_stretches(track.guest, self.thread(tid))
+            self._stretches[key] = track, found
         return self._stretches[key][1]
+
+    def may_match(self, track: Track, tid: int) -> bool:
+        """Whether one offset may put all of the track's events into a thread's windows (a sample decides)."""
+        thread = self.thread(tid)
+        events = track.guest[:: max(1, len(track.guest) // SAMPLE)]
+        try:
+            found = IntervalSet.of(*overlap_range(track.guest, thread))
+            found = narrow(found, events, thread.gap_lo, thread.gap_hi)
+        except TooManyError:
+            return True
+        self._survivors[id(track), tid] = found
+        return len(found) > 0
 
 
 def _vcpu_ids(host: Recording) -> dict[int, int]:
@@ -90,16 +104,6 @@ def _vcpu_ids(host: Recording) -> dict[int, int]:
         tids, first = distinct(host.pid[rows])
         return dict(zip(tids.tolist(), ids[first].tolist(), strict=True))
     return {}
-
-
-def may_match(track: Track, thread: Thread) -> bool:
-    """Whether one offset may put all of the track's events into the thread's windows (a sample decides)."""
-    events = track.guest[:: max(1, len(track.guest) // SAMPLE)]
-    try:
-        found = narrow(IntervalSet.of(*overlap_range(events, thread)), events, thread.gap_lo, thread.gap_hi)
-    except TooManyError:
-        return True
-    return len(found) > 0
 
 
 def _covered(track: Track, tid: int, pool: ThreadPool) -> bool:
@@ -124,7 +128,7 @@ def match(tracks: list[Track], pool: ThreadPool, hints: Hints, claimed: dict[int
             tid
             for tid in free
             if any(_fits(track, pool.thread(tid), offset) for offset in claimed.get(cpu, ()))
-            or may_match(track, pool.thread(tid))
+            or pool.may_match(track, tid)
         ]
     settled: set[int] = set()
     for cpu, track in left.items():
@@ -185,9 +189,9 @@ def _eliminate(options: dict[int, list[int]], settled: set[int]) -> None:
                         settled.update(others)
 
 
-def _bits(track: Track, tid: int, pool: ThreadPool) -> int:
-    """The evidence of the best offset that was found."""
-    return max((s.fit.candidates[0].evidence for s in pool.stretches(track, tid) if s.fit.candidates), default=0)
+def _bits(track: Track, tid: int, pool: ThreadPool) -> int | None:
+    """The evidence of the best offset that was found; None where too many fit to tell."""
+    return max((s.fit.candidates[0].evidence for s in pool.stretches(track, tid) if s.fit.candidates), default=None)
 
 
 def _decide(cpu: int, track: Track, tids: list[int], pool: ThreadPool, hints: Hints) -> Match:
@@ -211,8 +215,9 @@ def _decide(cpu: int, track: Track, tids: list[int], pool: ThreadPool, hints: Hi
         return Match(tids[0], "causality", notes)
     if len(strong) == 1:
         return Match(strong[0], "causality", notes)
-    ranked = sorted(strong or tids, key=lambda tid: -_bits(track, tid, pool))
-    if _bits(track, ranked[0], pool) > RIVAL_SHARE * _bits(track, ranked[1], pool):
+    bits = {tid: found for tid in strong or tids if (found := _bits(track, tid, pool)) is not None}
+    ranked = sorted(bits, key=lambda tid: -bits[tid])
+    if len(bits) == len(strong or tids) and bits[ranked[0]] > RIVAL_SHARE * bits[ranked[1]]:
         return Match(ranked[0], "causality", notes)
     named = [tid for tid in (strong or tids) if pool.vcpu_ids.get(tid) == cpu]
     if len(named) == 1:
