@@ -55,7 +55,7 @@ class ThreadPool:
         self.vcpu_ids = _vcpu_ids(host)
         self._threads: dict[int, Thread] = {}
         self._stretches: dict[tuple[int, int], tuple[Track, list[Stretch]]] = {}
-        self._survivors: dict[tuple[int, int], IntervalSet] = {}
+        self._survivors: dict[tuple[int, int], tuple[Track, IntervalSet]] = {}
 
     @property
     def tids(self) -> list[int]:
@@ -72,7 +72,8 @@ class ThreadPool:
         """``find_stretches`` of a track in a thread's windows, found once."""
         key = id(track), tid
         if key not in self._stretches:
-            found = find_stretches(track.guest, self.thread(tid), survivors=self._survivors.get(key))
+            _, survivors = self._survivors.get(key, (track, None))
+            found = find_stretches(track.guest, self.thread(tid), survivors=survivors)
             # the track is kept, so that its id stays its own
             self._stretches[key] = track, found
         return self._stretches[key][1]
@@ -86,7 +87,7 @@ class ThreadPool:
             found = narrow(found, events, thread.gap_lo, thread.gap_hi)
         except TooManyError:
             return True
-        self._survivors[id(track), tid] = found
+        self._survivors[id(track), tid] = track, found
         return len(found) > 0
 
 
