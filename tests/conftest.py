@@ -1,6 +1,7 @@
 """Settings of all tests.
 
-Hypothesis draws the same examples in every run, so that a red run is red again; HYPOTHESIS_PROFILE=explore draws new ones.
+Hypothesis draws the same examples in every run, so that a red run is red again. HYPOTHESIS_PROFILE=explore draws new
+ones, and more.
 """
 
 from __future__ import annotations

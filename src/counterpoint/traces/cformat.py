@@ -163,10 +163,7 @@ def integer_text(conversion: Conversion) -> Callable[[int], str]:
         def octal(value: int) -> str:
             # as many digits that the first is 0 (C11 7.21.6.1); 0 itself is one digit, whatever the precision
             digits = f"{value:o}"
-            if value:
-                least = max(plain.precision, len(digits) + 1)
-            else:
-                least = plain.precision or 1
+            least = max(plain.precision, len(digits) + 1) if value else plain.precision or 1
             return integer_template(replace(plain, precision=least))[0] % value
 
         return octal
