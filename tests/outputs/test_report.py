@@ -28,7 +28,8 @@ WITNESS: Shape = {
     "host_events": [optional(str)],
 }  # fmt: skip
 EPOCH: Shape = {
-    "guest_from": optional(int), "guest_to": optional(int), "host_from": optional(int), "host_to": optional(int),
+    "guest_from": optional(int), "guest_to": optional(int), "guest_sure": [optional(int)],
+    "host_from": optional(int), "host_to": optional(int),
     "offset": optional(int), "unit": str, "ratio": int, "frac_bits": int, "source": optional(str), "verdict": str,
     "feasible": optional([int]), "width_ns": optional(int), "checked": int, "inside": int, "violations": int,
     "unknown": int, "evidence_bits": int, "witnesses": {"low": optional(WITNESS), "high": optional(WITNESS)},

@@ -459,3 +459,16 @@ class TestWhatIsNotARecording:
 
         with pytest.raises(BadFileError, match=r"t\.dat, byte 10: trace\.dat version '5' is not known"):
             Recording.open(path)
+
+
+def test_losses_that_no_page_marks_are_said(tmp_path):
+    stats = ["CPU: 0\nentries: 7\noverrun: 3\ncommit overrun: 0\ndropped events: 0\n",
+             "CPU: 1\nentries: 7\noverrun: 0\ncommit overrun: 2\ndropped events: 40\n"]  # fmt: skip
+    TraceFile(cpustat=stats).write(tmp_path / "t.dat")
+
+    warnings = Recording.open(tmp_path / "t.dat").warnings
+
+    assert [w for w in warnings if "without a mark" in w] == [
+        f"{tmp_path}/t.dat: CPU 1 dropped 42 events without a mark (its buffer was full): what seems a gap may hide"
+        " that a guest ran"
+    ]

@@ -84,6 +84,7 @@ def _epoch(epoch: EpochProof, unit: str, rate: Rate | None) -> Json:
     out: Json = {
         "guest_from": epoch.guest_from,
         "guest_to": epoch.guest_to,
+        "guest_sure": list(epoch.guest_sure),
         "host_from": epoch.host_from,
         "host_to": epoch.host_to,
         "offset": epoch.offset,

@@ -364,6 +364,10 @@ class VcpuProver:
             violations=outcome.violations if known else 0,
             unknown=outcome.unknown if known else len(track.guest),
             evidence=outcome.evidence if known else 0,
+            guest_sure=(
+                None if first_epoch else self._stamp(part.sure[0]),
+                None if last_epoch else self._stamp(part.sure[1] - 1),
+            ),
             low=self._witness(sure, sure_at, part.offset, low=True),
             high=self._witness(sure, sure_at, part.offset, low=False),
         )

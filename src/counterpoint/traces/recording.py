@@ -75,6 +75,7 @@ class Recording:
         self.name = self.path.stem
         self.warnings = container.warnings
         self.options: Options = decode_options(container)
+        self.warnings += _unmarked_losses(container.path, self.options.cpu_stats)
         self._header_fields = _header_page(container)
         self.long_size = self._kernel_long_size()
         self._data: npt.NDArray[np.uint8]
@@ -349,6 +350,20 @@ class Recording:
         except BadFileError as err:
             self.warnings.append(str(err))
         return np.frombuffer(b"".join(parts), np.uint8)
+
+
+def _unmarked_losses(path: str, stats: Iterable[str]) -> list[str]:
+    """Say which CPUs dropped events in a way that the pages do not show (per_cpu/cpuN/stats, trace.c)."""
+    out = []
+    for text in stats:
+        numbers = dict(re.findall(r"^(CPU|commit overrun|dropped events): (\d{1,20})$", text, re.MULTILINE))
+        lost = int(numbers.get("dropped events", 0)) + int(numbers.get("commit overrun", 0))
+        if lost:
+            out.append(
+                f"{path}: CPU {numbers.get('CPU', '?')} dropped {lost} events without a mark (its buffer was full):"
+                " what seems a gap may hide that a guest ran"
+            )
+    return out
 
 
 def _join(parts: Sequence[npt.NDArray[np.int64]]) -> I64:
