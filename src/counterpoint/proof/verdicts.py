@@ -73,7 +73,7 @@ class EpochProof:
 
     ``rows`` are the guest rows of the epoch; those with stamps from ``guest_sure[0]`` to ``guest_sure[1]`` (None: open)
     belong to it beyond doubt, and a change lies anywhere between two epochs' sure events. ``feasible`` is the closed
-    interval of offsets that the events allow around the one in use; where several intervals remain, ``candidates`` lists
+    interval of offsets that the events allow around the one in use; where several remain, ``candidates`` lists
     them and ``feasible`` spans them all. None: nothing bounds it. Both are counted from ``offset``: near 2**63 they may
     lie beyond it. ``usable`` is the part of ``feasible`` that suits the events around a change as well. ``checked`` =
     ``inside`` + ``violations``; ``unknown`` events fall where the host did not see.
