@@ -126,7 +126,6 @@ class TestDynamic:
         field = one(declaration, 4)
 
         assert (field.name, field.dynamic) == ("mask", "data_loc")
-        assert field.is_bitmask
 
     def test_long_masks_of_a_32_bit_machine(self):
         assert one("__data_loc unsigned long[] cpus", 4, long_size=4).element_size == 4

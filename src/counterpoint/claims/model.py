@@ -9,16 +9,14 @@ from dataclasses import dataclass
 class Claim:
     """``source`` says that ``guest = host + offset`` for a vCPU, in the unit of the two trace clocks.
 
-    The vCPU is named by ``guest_cpu``, or by the host thread ``tid`` (and, where the event came from another
-    thread, by the host's ``vcpu_id``). ``host_from`` <= host stamp < ``host_to`` is the span it speaks of (None:
-    open). ``ratio`` / 2**``frac_bits`` other than 1 / 1 is a scaled counter.
+    The vCPU is named by ``guest_cpu`` or by the host thread ``tid``. ``host_from`` <= host stamp < ``host_to`` is the span
+    it speaks of (None: open). ``ratio`` / 2**``frac_bits`` other than 1 / 1 is a scaled counter.
     """
 
     source: str
     offset: int
     guest_cpu: int | None = None
     tid: int | None = None
-    vcpu_id: int | None = None
     host_from: int | None = None
     host_to: int | None = None
     ratio: int = 1

@@ -174,7 +174,7 @@ def info_report(recording: Recording) -> Json:
     if len(stamps):
         distance = (stamps - stamps[0]).view(np.int64)
         ends = [int(stamps[int(distance.argmin())]), int(stamps[int(distance.argmax())])]
-    shift = recording.options.time_shift
+    shift, factors = recording.options.time_shift, recording.options.tsc2nsec
     return {
         "schema": SCHEMA,
         "file": str(recording.path),
@@ -198,6 +198,9 @@ def info_report(recording: Recording) -> Json:
         "options": recording.option_names,
         "uname": recording.options.uname or None,
         "recorder": recording.options.recorder or None,
+        "date_offset_us": recording.options.date_offset_us,
+        "ts_offset": recording.options.ts_offset,
+        "tsc2nsec": None if factors is None else {"mult": factors.mult, "shift": factors.shift},
         "time_shift": None
         if shift is None
         else {

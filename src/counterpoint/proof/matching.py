@@ -23,6 +23,8 @@ from counterpoint.traces.recording import Recording
 SAMPLE = 4096
 """Events used to exclude a pair: none may be feasible with fewer than with all."""
 
+NO_THREAD = "no thread's run windows can hold its events: do the recordings overlap in time, and is this its host?"
+
 MIN_COVERED = 2
 """Where the offset changed, a thread matches when stretches cover more than 1/MIN_COVERED of the events."""
 
@@ -200,7 +202,7 @@ def _decide(cpu: int, track: Track, tids: list[int], pool: ThreadPool, hints: Hi
     if not tids:
         if hinted is not None and hinted in pool.tids:
             return Match(hinted, "guest-option", (f"no offset puts its events into the windows of thread {hinted}",))
-        return Match(None, "causality", ("no thread's run windows can hold its events",))
+        return Match(None, "causality", (NO_THREAD,))
     if hinted is not None and hinted in tids:
         return Match(hinted, "guest-option")
     strong = [tid for tid in tids if _covered(track, tid, pool)]

@@ -75,7 +75,7 @@ class VcpuProver:
         """Find the epochs, hold every claim against them, and report with witnesses."""
         usable = [c for c in claims if not c.is_scaled]
         parts = self._from_one_claim(usable) or self._from_chain(usable)
-        late: list[tuple[int, int, Stretch | None]] = []
+        late: list[tuple[int, int]] = []
         stray: list[str] = []
         if parts is None or (len(parts) == 1 and not self._covers(parts[0])):
             if parts is None and self._found is not None:
@@ -93,9 +93,9 @@ class VcpuProver:
             stray.append(DRIFT)
             for part in parts:
                 part.doubtful = part.doubtful or part.source == BY_CAUSALITY
-        mis_stamped = tuple(self._mis_stamped(first, last, parts) for first, last, _ in late)
+        mis_stamped = tuple(self._mis_stamped(first, last, parts) for first, last in late)
         late_rows = np.zeros(len(self.track.guest), np.bool_)
-        for first, last, _ in late:
+        for first, last in late:
             late_rows[first:last] = True
         claim_proofs = tuple(self._claim(c, parts, late_rows) for c in claims)
         epochs = tuple(self._epoch(index, parts, claim_proofs) for index in range(len(parts)))
@@ -236,11 +236,11 @@ class VcpuProver:
 
     def _parts(
         self, stretches: list[Stretch], claims: list[Claim]
-    ) -> tuple[list[_Part], list[tuple[int, int, Stretch | None]], list[str]]:
+    ) -> tuple[list[_Part], list[tuple[int, int]], list[str]]:
         """Cut the events at the changes; also the mis-stamped runs, and notes on events that fit nowhere."""
         guest, count = self.track.guest, len(self.track.guest)
         parts: list[_Part] = []
-        late: list[tuple[int, int, Stretch | None]] = []
+        late: list[tuple[int, int]] = []
         notes: list[str] = []
         for stretch in stretches:
             offset, source = self._choose(stretch, claims)
@@ -264,7 +264,7 @@ class VcpuProver:
                     past = np.flatnonzero(guest[begin:left_end] - left.offset > change)
                     left_end = begin + int(past[0]) if len(past) else left_end
             if point - left_end and point in self.track.late_ends:
-                late.append((left_end, point, None))
+                late.append((left_end, point))
                 left.last = left_end
             else:
                 if point - left_end:

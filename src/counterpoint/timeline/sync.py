@@ -234,7 +234,7 @@ def _prove_guest(
         warnings += notes
         by_cpu += shift
         hints.guest_option = _guest_option(guest, host)
-    writes = tsc_offset_events.claims_of(host) if use_claims and guest.unit == "ticks" else []
+    writes = tsc_offset_events.claims_of(host, pool.vcpu_ids) if use_claims and guest.unit == "ticks" else []
     related = guest.unit == host.unit
     claimed: dict[int, list[int]] = {}
     for claim in by_cpu:

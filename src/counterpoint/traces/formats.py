@@ -61,11 +61,6 @@ class Field:
     element_size: int
     dynamic: Dynamic = ""
 
-    @property
-    def is_bitmask(self) -> bool:
-        """Whether the field is a cpumask or bitmask (``__print_bitmask``'s operand)."""
-        return "cpumask_t" in self.declaration or "__bitmask" in self.declaration
-
 
 @dataclass(frozen=True, slots=True)
 class EventFormat:
