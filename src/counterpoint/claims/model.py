@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Claim:
     """``source`` says that ``guest = host + offset`` for a vCPU, in the unit of the two trace clocks.
 
-    The vCPU is named by ``guest_cpu`` or by the host thread ``tid``. ``host_from`` <= host stamp < ``host_to`` is the span
-    it speaks of (None: open). ``ratio`` / 2**``frac_bits`` other than 1 / 1 is a scaled counter.
+    The vCPU is named by ``guest_cpu`` or by the host thread ``tid``. The span it speaks of is ``host_from`` <= host stamp
+    < ``host_to`` (None: open). ``ratio`` / 2**``frac_bits`` other than 1 / 1 is a scaled counter.
     """
 
     source: str
