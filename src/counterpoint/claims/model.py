@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Claim:
     """``source`` says that ``guest = host + offset`` for a vCPU, in the unit of the two trace clocks.
 
-    The vCPU is named by ``guest_cpu`` or by the host thread ``tid``. The span it speaks of is ``host_from`` <= host stamp
+    The vCPU is named by ``guest_cpu`` or by the host thread ``tid``. It speaks of ``host_from`` <= host stamp
     < ``host_to`` (None: open). ``ratio`` / 2**``frac_bits`` other than 1 / 1 is a scaled counter.
     """
 
