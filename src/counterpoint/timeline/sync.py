@@ -137,9 +137,8 @@ def sync(
         host_recording,
         host_name,
         tuple(proofs[name] for name in guest_names),
-        next((r for r in map(rate_of, by_name.values()) if r is not None), None)
-        if host_recording.unit == "ticks"
-        else rate_of(host_recording),
+        # a guest on the host's counter may know its rate where the host does not
+        next((rate for r in by_name.values() if r.unit == host_recording.unit and (rate := rate_of(r))), None),
         tuple(dict.fromkeys(warnings)),
     )
 
