@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from counterpoint.clocks.counter import U64, add, relative, to_signed
+from counterpoint.clocks.counter import U64, Bools, add, relative, to_signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class ClockMap:
         return early, late
 
     @staticmethod
-    def _begun(stamps: U64, begin: int | None) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def _begun(stamps: U64, begin: int | None) -> Bools:
         if begin is None:
             return np.ones(len(stamps), np.bool_)
         return relative(stamps, begin) >= 0

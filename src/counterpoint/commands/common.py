@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.errors import UsageError
+from counterpoint.outputs.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -91,11 +92,6 @@ def run_sync(args: argparse.Namespace) -> SyncResult:
         )
     finally:
         progress.done()
-
-
-def printable(text: str) -> str:
-    """Text without the characters that steer a terminal."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def warn(text: str) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from counterpoint.commands.common import print_json, printable, warn
-
-if TYPE_CHECKING:
-    pass
+from counterpoint.commands.common import print_json, warn
+from counterpoint.outputs.printable import printable
 
 SHOWN_EVENTS = 20
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from counterpoint.clocks.counter import I64, Bools
 from counterpoint.clocks.rate import Rate
 from counterpoint.outputs.pftrace import Addresses, Annotations, Names, PerfettoWriter, Values
 from counterpoint.outputs.report import width_ns
@@ -20,7 +21,6 @@ from counterpoint.timeline.merge import Machine
 from counterpoint.timeline.sync import SyncResult
 from counterpoint.traces.columns import EventBatch
 from counterpoint.traces.formats import EventFormat, Field
-from counterpoint.traces.ring import I64
 
 BLOCK = 1 << 18
 """Instants written at once: bounds the memory of their columns."""
@@ -36,7 +36,7 @@ class _Lane:
     machine: Machine
     process: int
     ts_ns: I64
-    as_instant: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    as_instant: Bools
 
 
 def write_perfetto(result: SyncResult, path: Path, *, overwrite: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
+from counterpoint.outputs.printable import printable
 from counterpoint.outputs.report import width_ns
 from counterpoint.proof.verdicts import ClaimProof, EpochProof, MisStamped, VcpuProof, Verdict
 from counterpoint.timeline.sync import SyncResult, offset_width
@@ -79,9 +80,9 @@ def print_sync(result: SyncResult, file: TextIO | None = None, *, merged: bool =
     for guest in result.guests:
         for vcpu in guest.vcpus:
             for note in vcpu.notes:
-                out.print(f"{_escape(guest.name)} cpu {vcpu.guest_cpu}: {_escape(note)}", style="yellow")
+                out.print(f"{printable(guest.name)} cpu {vcpu.guest_cpu}: {printable(note)}", style="yellow")
             for run in vcpu.mis_stamped:
-                out.print(f"{_escape(guest.name)} cpu {vcpu.guest_cpu}: {_mis_stamped(run)}", style="yellow")
+                out.print(f"{printable(guest.name)} cpu {vcpu.guest_cpu}: {_mis_stamped(run)}", style="yellow")
     seen = dict.fromkeys(e.verdict for g in result.guests for v in g.vcpus for e in v.epochs)
     out.print()
     for verdict in seen:
@@ -104,12 +105,12 @@ def _row(
 
     offset = "-" if epoch.offset is None else f"{epoch.offset}{f' {unit}' if several else ''}"
     return (
-        _escape(name) if first else "",
+        printable(name) if first else "",
         str(vcpu.guest_cpu) if first else "",
         ("-" if vcpu.host_tid is None else str(vcpu.host_tid)) if first else "",
         Text(epoch.verdict.value, style=_STYLE[epoch.verdict]),
         offset,
-        _escape(epoch.source or "-"),
+        printable(epoch.source or "-"),
         _bound(result, unit, epoch),
         f"{epoch.inside}/{epoch.checked}",
         str(epoch.unknown),
@@ -139,7 +140,7 @@ def _print_changes(out: Console, result: SyncResult) -> None:
                     if before.offset is None or after.offset is None
                     else (f" by {after.offset - before.offset:+d} {guest.recording.unit}")
                 )
-                out.print(f"{_escape(guest.name)} cpu {vcpu.guest_cpu}: the offset changed{by}, {where}")
+                out.print(f"{printable(guest.name)} cpu {vcpu.guest_cpu}: the offset changed{by}, {where}")
 
 
 def _print_claims(out: Console, result: SyncResult) -> None:
@@ -149,7 +150,7 @@ def _print_claims(out: Console, result: SyncResult) -> None:
                 if proof.verdict is Verdict.PROVED:
                     continue
                 out.print(
-                    f"{_escape(guest.name)} cpu {vcpu.guest_cpu}: {_escape(_claim(proof))}",
+                    f"{printable(guest.name)} cpu {vcpu.guest_cpu}: {printable(_claim(proof))}",
                     style=_STYLE[proof.verdict],
                 )
 
@@ -194,8 +195,3 @@ def _print_timeline(out: Console, result: SyncResult) -> None:
     rate = timeline.rate
     if rate is not None and rate.source != "clock":
         out.print(f"ns: {rate.khz} kHz by {rate.source}")
-
-
-def _escape(text: str) -> str:
-    """Text of a file, safe for a terminal."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from counterpoint.clocks.counter import I64
 from counterpoint.outputs.files import replacing
 from counterpoint.timeline.merge import Loss, Timeline
 from counterpoint.traces.printing import CURRENT, Dialect, PrintFormat, Symbols, compile_fields, compile_print
 from counterpoint.traces.recording import Recording
-from counterpoint.traces.ring import I64
 
 BLOCK = 1 << 15
 _CONTROL = {c: f"\\x{c:02x}" for c in (*range(0x09), *range(0x0B, 0x20), 0x7F, *range(0x80, 0xA0))}

@@ -14,8 +14,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from counterpoint.clocks.counter import I64, Bools
 from counterpoint.proof.feasible import Interval, IntervalSet, narrow
 from counterpoint.proof.fit import (
     EVIDENCE_FOR_CLAIM,
@@ -26,7 +26,6 @@ from counterpoint.proof.fit import (
     fit,
     overlap_range,
 )
-from counterpoint.traces.ring import I64
 
 MIN_CHUNK = 32
 """The shortest stretch that is searched as a seed."""
@@ -221,16 +220,25 @@ def _seen_pieces(guest: I64, thread: Thread, offset: int, first: int, last: int)
 
     Runs of fewer than MIN_BETWEEN events stay; so do the others where only a few events are beside them.
     """
-    host = guest[first:last] - offset
-    unseen = np.r_[False, (host < thread.windows.first) | (host > thread.windows.last), False]
-    edges = np.flatnonzero(unseen[1:] != unseen[:-1]).reshape(-1, 2)
-    edges = edges[edges[:, 1] - edges[:, 0] >= MIN_BETWEEN] + first
+    edges = _runs(_out_of_sight(guest[first:last] - offset, thread)) + first
     begins, ends = [first, *edges[:, 1].tolist()], [*edges[:, 0].tolist(), last]
     return [
         _Span(a, b, None)
         for a, b in zip(begins, ends, strict=True)
         if b > a and (b - a == last - first or check(guest[a:b], offset, thread).evidence >= EVIDENCE_FOR_CLAIM)
     ]
+
+
+def _out_of_sight(host: I64, thread: Thread) -> Bools:
+    """Which host times lie before the thread's first or after its last kvm event."""
+    return (host < thread.windows.first) | (host > thread.windows.last)
+
+
+def _runs(unseen: Bools) -> I64:
+    """The runs (first, last), i64[k, 2], of at least MIN_BETWEEN events that are all ``unseen``."""
+    marked = np.r_[False, unseen, False]
+    edges = np.flatnonzero(marked[1:] != marked[:-1]).reshape(-1, 2)
+    return edges[edges[:, 1] - edges[:, 0] >= MIN_BETWEEN]
 
 
 def unexplained(guest: I64, thread: Thread, offset: int, first: int, last: int) -> list[tuple[int, int]]:
@@ -241,13 +249,12 @@ def unexplained(guest: I64, thread: Thread, offset: int, first: int, last: int) 
     """
     windows = thread.windows
     host = guest[first:last] - offset
-    unseen = np.r_[False, (host < windows.first) | (host > windows.last), False]
-    edges = np.flatnonzero(unseen[1:] != unseen[:-1]).reshape(-1, 2)
-    edges = edges[edges[:, 1] - edges[:, 0] >= MIN_BETWEEN]
-    if not len(edges) or unseen[1:-1].all():
+    unseen = _out_of_sight(host, thread)
+    edges = _runs(unseen)
+    if not len(edges) or unseen.all():
         return []
     lo, hi = windows.lo[windows.is_run], windows.hi[windows.is_run]
-    seen = np.sort(host[~unseen[1:-1]])
+    seen = np.sort(host[~unseen])
     hits = np.searchsorted(seen, hi, side="right") > np.searchsorted(seen, lo, side="left")
     busy = (hi >= seen[0]) & (lo <= seen[-1])
     rate = (int(hits[busy].sum()) + 1) / (int(busy.sum()) + 2)
@@ -268,7 +275,7 @@ def unexplained(guest: I64, thread: Thread, offset: int, first: int, last: int) 
     return out
 
 
-def _is_silent(hits: npt.NDArray[np.bool_], near: npt.NDArray[np.bool_], rate: float) -> bool:
+def _is_silent(hits: Bools, near: Bools, rate: float) -> bool:
     """Whether a row of ``near`` windows without an event is too long for chance, and unlike any other row.
 
     ``hits`` bool[n]: which windows have events; ``rate``: how many of them usually do.

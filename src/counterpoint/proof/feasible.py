@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from counterpoint.traces.ring import I64
+from counterpoint.clocks.counter import I64
 
 MAX_PAIRS = 1 << 21
 """(event, gap) pairs worked on at once: bounds the memory of a step, not the result."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from counterpoint.clocks.counter import I64
 from counterpoint.proof.feasible import Interval, IntervalSet, TooManyError, narrow
 from counterpoint.proof.windows import FOREVER, RunWindows
-from counterpoint.traces.ring import I64
 
 EVIDENCE_PER_TRIAL_BIT = 8
 """How many bits of evidence each bit of search needs before a fit counts as found.

@@ -11,12 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from counterpoint.clocks.counter import to_signed
+from counterpoint.clocks.counter import I64, to_signed
 from counterpoint.proof.fit import Thread
 from counterpoint.proof.verdicts import EpochProof, VcpuProof
 from counterpoint.proof.windows import FOREVER, RunWindows, Spans, overlaps
 from counterpoint.traces.recording import Recording
-from counterpoint.traces.ring import I64
 
 
 def guest_mode(vcpu: VcpuProof, thread: Thread, base: int) -> Spans | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from counterpoint.claims import given
 from counterpoint.claims.model import Claim
-from counterpoint.clocks.counter import I64, MASK, to_signed
+from counterpoint.clocks.counter import I64, MASK, Bools, to_signed
 from counterpoint.proof.epochs import MIN_BETWEEN, Stretch, change_points, find_stretches, unexplained
 from counterpoint.proof.feasible import Interval, IntervalSet, narrow
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, Candidate, Check, Fit, Thread, check, fit
@@ -434,9 +434,7 @@ class VcpuProver:
 
     # -- claims
 
-    def _claim(
-        self, claim: Claim, parts: list[_Part], late_rows: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    ) -> ClaimProof:
+    def _claim(self, claim: Claim, parts: list[_Part], late_rows: Bools) -> ClaimProof:
         if claim.is_scaled:
             reason = f"it scales by {claim.ratio} / 2^{claim.frac_bits}, which one offset cannot express"
             return ClaimProof(claim, Verdict.UNBOUNDED, 0, 0, len(self.track.guest), reason=reason)
@@ -456,12 +454,7 @@ class VcpuProver:
                 f"it puts {outcome.unknown} of {len(events)} events where the host saw nothing, while"
                 f" {other.fit.candidates[0].inside} events fit run windows at one other offset alone"
             )
-            row = int(self.track.rows[positions[0]])
-            host = int(self.track.guest[positions[0]]) - offset
-            example = Counterexample(
-                int(self.guest.stamp[row]), row, self.guest.event_name(int(self.guest.event_id[row])),
-                (host + self.base) & MASK, None, None, reason,
-            )  # fmt: skip
+            example = self._example(int(positions[0]), offset, None, None, reason)
             return ClaimProof(claim, Verdict.REFUTED, *counts, counterexample=example, reason=reason)
         reason = (
             "no event falls where the host saw its thread"
@@ -470,9 +463,7 @@ class VcpuProver:
         )
         return ClaimProof(claim, Verdict.UNBOUNDED, *counts, reason=reason)
 
-    def _spoken_of(
-        self, claim: Claim, parts: list[_Part], late_rows: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    ) -> I64:
+    def _spoken_of(self, claim: Claim, parts: list[_Part], late_rows: Bools) -> I64:
         """Positions of the events that the claim speaks of: its span of host time, by the maps in use."""
         begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
         keep = ~late_rows
@@ -489,19 +480,19 @@ class VcpuProver:
 
     def _counterexample(self, positions: I64, outcome: Check, offset: int) -> Counterexample:
         position = int(positions[int(np.flatnonzero(outcome.violating)[0])])
-        host = int(self.track.guest[position]) - offset
-        gap = int(np.searchsorted(self.thread.lo, host, side="right")) - 1
-        row = int(self.track.rows[position])
+        gap = int(np.searchsorted(self.thread.lo, self.track.guest[position] - offset, side="right")) - 1
         left, entered = self._host(int(self.thread.hi[gap])), self._host(int(self.thread.lo[gap + 1]))
-        return Counterexample(
-            int(self.guest.stamp[row]),
-            row,
-            self.guest.event_name(int(self.guest.event_id[row])),
-            (host + self.base) & MASK,
-            left,
-            entered,
-            f"thread {self.thread.windows.tid} was outside guest mode from {left} to {entered}",
-        )
+        reason = f"thread {self.thread.windows.tid} was outside guest mode from {left} to {entered}"
+        return self._example(position, offset, left, entered, reason)
+
+    def _example(
+        self, position: int, offset: int, host_from: int | None, host_to: int | None, reason: str
+    ) -> Counterexample:
+        """The event at ``position``, where ``offset`` puts it."""
+        row = int(self.track.rows[position])
+        host = (int(self.track.guest[position]) - offset + self.base) & MASK
+        event = self.guest.event_name(int(self.guest.event_id[row]))
+        return Counterexample(int(self.guest.stamp[row]), row, event, host, host_from, host_to, reason)
 
 
 def _intervals(part: _Part) -> list[Interval]:

@@ -14,9 +14,8 @@ from functools import cached_property, partial
 import numpy as np
 import numpy.typing as npt
 
-from counterpoint.clocks.counter import distinct, relative
+from counterpoint.clocks.counter import I64, distinct, relative
 from counterpoint.traces.recording import Recording
-from counterpoint.traces.ring import I64
 
 FOREVER = np.int64(1 << 62)
 """Stands for an open end, in host units relative to the base."""
@@ -71,7 +70,7 @@ class HostActivity:
     def __init__(self, host: Recording) -> None:
         """Gather the kvm events of ``host``; windows are built per thread when asked for."""
         self.host = host
-        self.base = self.base_of(host)
+        self.base = host.base
         entries = host.rows(host.format_named("kvm", "kvm_entry"))
         exits = host.rows(host.format_named("kvm", "kvm_exit"))
         rows = np.concatenate([entries, exits])
@@ -83,11 +82,6 @@ class HostActivity:
         self._cpu = self._cpu_of_row(self._rows)
         self.tids, starts = distinct(pid[order])
         self._starts = np.append(starts, len(rows))
-
-    @staticmethod
-    def base_of(host: Recording) -> int:
-        """What stamps of ``host`` are relative to."""
-        return int(host.stamp.min()) if len(host) else 0
 
     def _cpu_of_row(self, rows: I64) -> I64:
         cpus = np.array([s.cpu for s in self.host.streams], np.int64)

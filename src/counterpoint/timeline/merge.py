@@ -9,10 +9,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from counterpoint.clocks.counter import relative
+from counterpoint.clocks.counter import I64, U64, relative
 from counterpoint.clocks.rate import Rate
 from counterpoint.traces.recording import Recording
-from counterpoint.traces.ring import I64, U64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +49,7 @@ class Timeline:
         """Merge ``machines``, the host first. ``rate`` turns host values to ns (None: not known)."""
         self.machines = tuple(machines)
         self.rate = rate
-        host = machines[0].recording
-        self.base = int(host.stamp.min()) if len(host) else 0
+        self.base = machines[0].recording.base
         rows = [np.flatnonzero(m.placed) for m in machines]
         stamp = np.concatenate([m.host_stamp[r] for m, r in zip(machines, rows, strict=True)])
         order = np.argsort(relative(stamp, self.base), kind="stable")

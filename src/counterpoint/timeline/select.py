@@ -9,10 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from counterpoint.clocks.counter import MASK, U64, relative, to_signed
+from counterpoint.clocks.counter import I64, MASK, U64, relative, to_signed
 from counterpoint.errors import UsageError
 from counterpoint.timeline.merge import Timeline
-from counterpoint.traces.ring import I64
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from counterpoint.claims import given, time_shift, tsc_offset_events
 from counterpoint.claims.model import Claim
-from counterpoint.clocks.counter import relative, to_signed
+from counterpoint.clocks.counter import U64, Bools, add, relative, to_signed
 from counterpoint.clocks.rate import Rate
 from counterpoint.errors import UsageError
 from counterpoint.proof.matching import Hints, Match, ThreadPool, match
@@ -19,11 +19,10 @@ from counterpoint.proof.nesting import guest_mode
 from counterpoint.proof.tracks import tracks_of
 from counterpoint.proof.vcpu import BY_CAUSALITY, VcpuProver, unmatched
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict, worst
-from counterpoint.proof.windows import HostActivity, Spans
+from counterpoint.proof.windows import Spans
 from counterpoint.timeline.merge import Machine, Timeline
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
-from counterpoint.traces.ring import U64
 
 Source = str | PathLike[str] | Recording
 
@@ -191,11 +190,10 @@ def _modes(parent: GuestProof | None, pools: Mapping[str, ThreadPool], recording
     """When the CPUs of a parent that is a guest itself may have been in guest mode, in its own time."""
     if parent is None:
         return {}
-    base = HostActivity.base_of(recording)
     out = {}
     for vcpu in parent.vcpus:
         if vcpu.host_tid is not None:
-            spans = guest_mode(vcpu, pools[parent.parent].thread(vcpu.host_tid), base)
+            spans = guest_mode(vcpu, pools[parent.parent].thread(vcpu.host_tid), recording.base)
             if spans is not None:
                 out[vcpu.guest_cpu] = spans
     return out
@@ -294,7 +292,7 @@ def _one_offset(vcpus: list[VcpuProof]) -> tuple[VcpuProof, ...]:
     return tuple(replace(v, epochs=tuple(shared(e) for e in v.epochs)) for v in vcpus)
 
 
-def _to_parent(guest: GuestProof) -> tuple[U64, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+def _to_parent(guest: GuestProof) -> tuple[U64, Bools]:
     """A guest's events in its parent's time: (stamps u64[n], placed bool[n])."""
     recording = guest.recording
     stamp = np.zeros(len(recording), np.uint64)
@@ -306,7 +304,7 @@ def _to_parent(guest: GuestProof) -> tuple[U64, np.ndarray[tuple[int], np.dtype[
             used = last if offset is None and len(vcpu.mis_stamped) else offset
             if used is None:
                 continue
-            stamp[rows] = recording.stamp[rows] - np.uint64(used & 0xFFFFFFFFFFFFFFFF)
+            stamp[rows] = add(recording.stamp[rows], -used)
             placed[rows] = True
     return stamp, placed
 
@@ -314,15 +312,15 @@ def _to_parent(guest: GuestProof) -> tuple[U64, np.ndarray[tuple[int], np.dtype[
 def _through(
     guest: GuestProof,
     stamp: U64,
-    placed: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    placed: Bools,
     parent: Machine,
-) -> tuple[U64, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+) -> tuple[U64, Bools]:
     """Take a nested guest's events from its parent's time to the host's.
 
     Each event goes by the map of the parent's CPU that its thread last entered the guest on.
     """
     delta = parent.host_stamp - parent.recording.stamp
-    base = HostActivity.base_of(parent.recording)
+    base = parent.recording.base
     when = relative(parent.recording.stamp, base)
     for vcpu in guest.vcpus:
         if vcpu.host_tid is None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from counterpoint.clocks.counter import I32, I64
 from counterpoint.traces.formats import EventFormat, Field
-from counterpoint.traces.ring import I32, I64, unaligned
+from counterpoint.traces.ring import unaligned
 
 
 def int_column(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from counterpoint.clocks.counter import I64, U64
 from counterpoint.errors import BadFileError
 from counterpoint.traces import compression
 from counterpoint.traces.columns import EventBatch, int_column
@@ -27,7 +28,7 @@ from counterpoint.traces.container import (
 from counterpoint.traces.cursor import Cursor
 from counterpoint.traces.formats import EventFormat, Field, FormatTable, parse_field
 from counterpoint.traces.options import Options, decode_options
-from counterpoint.traces.ring import I64, U64, Scan, scan_pages, unaligned
+from counterpoint.traces.ring import Scan, scan_pages, unaligned
 
 MIN_INFLATED, MAX_RATIO = 1 << 28, 128
 """Ring-buffer data that a file may inflate to: ``MAX_RATIO`` times its size (5 to 20 are usual), or that many bytes."""
@@ -97,6 +98,11 @@ class Recording:
     def open(cls, path: str | PathLike[str]) -> Recording:
         """Read the trace.dat file at ``path``; BadFileError where it cannot be."""
         return cls(open_container(path))
+
+    @cached_property
+    def base(self) -> int:
+        """What signed distances between its stamps are counted from: the lowest stamp."""
+        return int(self.stamp.min()) if len(self.stamp) else 0
 
     def __len__(self) -> int:
         """Number of events."""

@@ -22,9 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
-I32 = npt.NDArray[np.int32]
+from counterpoint.clocks.counter import I32, I64, U64
 
 PADDING = 29
 TIME_EXTEND = 30
