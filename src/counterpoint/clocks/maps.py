@@ -3,24 +3,95 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
-from counterpoint.clocks.counter import U64, Bools, add, relative, to_signed
+from counterpoint.clocks.counter import I64, U64, Bools, add, relative, to_signed
+from counterpoint.clocks.scaling import Scale
+
+_SLACK = 1
+"""Edges bound the true map to within this many units of the guest's clock: what rounding down may hide."""
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """A span with one offset: ``guest = host + offset`` modulo 2**64, in trace-clock units.
+    """A span with one map: ``guest = ((host * ratio) >> frac_bits) + offset`` modulo 2**64, in trace-clock units.
 
     ``guest_from``, ``host_from``: where it begins (None: open). ``feasible``: the closed interval that the offset was
-    proved to lie in (None: not bounded).
+    proved to lie in (None: not bounded). ``edges``: where a line was fitted, other (ratio, offset) with the same
+    ``frac_bits``, that bound it: at every host stamp the true guest stamp lies between the least and the greatest of
+    their values, to within a unit. ``near``: a host stamp near those of the epoch, which tells a scaled stamp that has
+    wrapped from one that has not (None: ``host_from``, or else 0). ValueError for ratios outside Scale's.
     """
 
     offset: int
     guest_from: int | None = None
     host_from: int | None = None
     feasible: tuple[int, int] | None = None
+    ratio: int = 1
+    frac_bits: int = 0
+    edges: tuple[tuple[int, int], ...] = ()
+    near: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse ratios that cannot be (ValueError)."""
+        for ratio in (self.ratio, *(ratio for ratio, _ in self.edges)):
+            Scale(ratio, self.frac_bits)
+
+    @property
+    def scale(self) -> Scale:
+        """The map without its offset."""
+        return Scale(self.ratio, self.frac_bits)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Something was proved of the map: an interval or edges."""
+        return self.feasible is not None or bool(self.edges)
+
+    def to_guest(self, host: U64) -> U64:
+        """Guest stamps u64[n] of host stamps u64[n]."""
+        return add(self.scale.apply(host), self.offset)
+
+    def to_host(self, guest: U64) -> U64:
+        """Host stamps u64[n] of guest stamps u64[n]: the first of each exact inverse (see Scale.inverse)."""
+        return self.scale.inverse(add(guest, -self.offset), self._reference)[0]
+
+    def bound(self, guest: U64) -> tuple[U64, U64]:
+        """The earliest and the latest host stamps u64[n] that the proof allows; the epoch must be bounded."""
+        if self.edges:
+            ends = [self._inverse(guest, *edge, _SLACK, _SLACK) for edge in self.edges]
+            return reduce(np.minimum, (lo for lo, _ in ends)), reduce(np.maximum, (hi for _, hi in ends))
+        lo, hi = self.feasible or (self.offset, self.offset)
+        if self.scale.is_identity:
+            return add(guest, -hi), add(guest, -lo)
+        return self._inverse(guest, self.ratio, self.offset, to_signed(hi - self.offset), to_signed(self.offset - lo))
+
+    def bound_guest(self, host: U64) -> tuple[U64, U64]:
+        """The least and the greatest guest stamps u64[n], modulo 2**64, that the proof allows; it must be bounded."""
+        used = self.to_guest(host)
+        if not self.edges:
+            lo, hi = self.feasible or (self.offset, self.offset)
+            return add(used, lo - self.offset), add(used, hi - self.offset)
+        ends = [self._distance(host, used, *edge) for edge in self.edges]
+        low, high = reduce(np.minimum, ends) - _SLACK, reduce(np.maximum, ends) + _SLACK
+        return used + low.view(np.uint64), used + high.view(np.uint64)
+
+    def __str__(self) -> str:
+        """The offset, and the ratio where scaled."""
+        offset = str(to_signed(self.offset))
+        return offset if self.scale.is_identity else f"{self.ratio}/2^{self.frac_bits} {offset}"
+
+    @property
+    def _reference(self) -> int:
+        return next((stamp for stamp in (self.near, self.host_from) if stamp is not None), 0)
+
+    def _inverse(self, guest: U64, ratio: int, offset: int, below: int, above: int) -> tuple[U64, U64]:
+        return Scale(ratio, self.frac_bits).inverse(add(guest, -offset), self._reference, below, above)
+
+    def _distance(self, host: U64, used: U64, ratio: int, offset: int) -> I64:
+        """How far an edge's guest stamps lie from those in use, signed."""
+        return (add(Scale(ratio, self.frac_bits).apply(host), offset) - used).view(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +107,18 @@ class ClockMap:
         A stamp goes by the last epoch that begins at or before it: where the guest's counter stepped back, the same
         stamp occurs twice, and the later occurrence is meant.
         """
-        out = add(guest, -self.epochs[0].offset)
+        out = self.epochs[0].to_host(guest)
         for epoch in self.epochs[1:]:
             begun = self._begun(guest, epoch.guest_from)
-            out[begun] = add(guest[begun], -epoch.offset)
+            out[begun] = epoch.to_host(guest[begun])
         return out
 
     def to_guest(self, host: U64) -> U64:
         """Guest stamps u64[n] of host stamps u64[n], by the last epoch that begins at or before each."""
-        out = add(host, self.epochs[0].offset)
+        out = self.epochs[0].to_guest(host)
         for epoch in self.epochs[1:]:
             begun = self._begun(host, epoch.host_from)
-            out[begun] = add(host[begun], epoch.offset)
+            out[begun] = epoch.to_guest(host[begun])
         return out
 
     def bound(self, guest: U64) -> tuple[U64, U64]:
@@ -55,16 +126,28 @@ class ClockMap:
 
         ValueError where an epoch is not bounded.
         """
-        if any(epoch.feasible is None for epoch in self.epochs):
-            raise ValueError(f"guest CPU {self.guest_cpu}: the offset is not bounded")
-        used = self.to_host(guest)
-        early, late = used.copy(), used.copy()
-        for index, epoch in enumerate(self.epochs):
-            begun = np.ones(len(guest), np.bool_) if index == 0 else self._begun(guest, epoch.guest_from)
-            lo, hi = epoch.feasible or (epoch.offset, epoch.offset)
-            early[begun] = add(guest[begun], -hi)
-            late[begun] = add(guest[begun], -lo)
+        self._check_bounded()
+        early, late = self.epochs[0].bound(guest)
+        for epoch in self.epochs[1:]:
+            begun = self._begun(guest, epoch.guest_from)
+            early[begun], late[begun] = epoch.bound(guest[begun])
         return early, late
+
+    def bound_guest(self, host: U64) -> tuple[U64, U64]:
+        """The least and the greatest guest stamp u64[n] that the proof allows for each host stamp u64[n].
+
+        ValueError where an epoch is not bounded.
+        """
+        self._check_bounded()
+        least, greatest = self.epochs[0].bound_guest(host)
+        for epoch in self.epochs[1:]:
+            begun = self._begun(host, epoch.host_from)
+            least[begun], greatest[begun] = epoch.bound_guest(host[begun])
+        return least, greatest
+
+    def _check_bounded(self) -> None:
+        if not all(epoch.is_bounded for epoch in self.epochs):
+            raise ValueError(f"guest CPU {self.guest_cpu}: the offset is not bounded")
 
     @staticmethod
     def _begun(stamps: U64, begin: int | None) -> Bools:
@@ -73,5 +156,5 @@ class ClockMap:
         return relative(stamps, begin) >= 0
 
     def __str__(self) -> str:
-        """The offsets, in order."""
-        return f"guest CPU {self.guest_cpu}: " + ", ".join(str(to_signed(e.offset)) for e in self.epochs)
+        """The maps, in order: offsets, and ratios where scaled."""
+        return f"guest CPU {self.guest_cpu}: " + ", ".join(map(str, self.epochs))
