@@ -13,7 +13,9 @@ import pytest
 from counterpoint.commands.main import main
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict
 from counterpoint.timeline.sync import SyncResult, sync
+from counterpoint.traces.recording import Recording
 from helpers import RECORDINGS
+from writers.masked import without
 
 pytestmark = pytest.mark.recordings
 
@@ -199,3 +201,34 @@ def test_three_levels(name: str) -> None:
             lo, hi = true_range(truth["epochs"][0])
             intervals = epoch.candidates or (epoch.feasible,)
             assert any(i is not None and i[0] <= hi and lo <= i[1] for i in intervals)
+
+
+@pairs([n for n in USUAL if n not in NOTHING])
+def test_without_kvm_events_the_switches_hold_the_truth(name: str) -> None:
+    """Each thread is still found; an offset is derived with the truth inside, or left in doubt where it changed."""
+    host, *guests = files(name)
+    result = sync(without(Recording.open(host), "kvm", "lab"), *guests, use_claims=False, parents=parents(name))
+    assert any("sched_switch" in w for g in result.guests for w in g.warnings)
+    for guest, truth in expected(name):
+        vcpu = of(result, guest, truth["guest_cpu"])
+        assert vcpu.host_tid == truth["host_tid"]
+        if len(truth["epochs"]) == 1:
+            assert vcpu.verdict is Verdict.DERIVED
+        for epoch in vcpu.epochs:
+            if epoch.verdict.is_sound:
+                assert any(holds_truth(epoch, known) for known in truth["epochs"])
+
+
+@pairs(["x86-no-overlap"])
+def test_without_kvm_events_recordings_that_do_not_overlap_derive_nothing(name: str) -> None:
+    host, *guests = files(name)
+    result = sync(without(Recording.open(host), "kvm"), *guests, use_claims=False)
+    assert not any(v.verdict.is_sound for g in result.guests for v in g.vcpus)
+
+
+@pairs(["x86-agent", "x86-busy", "x86-vcpus-differ"])
+def test_without_kvm_events_another_hosts_guest_is_not_derived(name: str) -> None:
+    others = {"x86-agent": "x86-busy", "x86-busy": "x86-agent", "x86-vcpus-differ": "x86-agent"}
+    host = without(Recording.open(files(name)[0]), "kvm")
+    result = sync(host, files(others[name])[1], use_claims=False)
+    assert not any(v.verdict.is_sound for g in result.guests for v in g.vcpus)

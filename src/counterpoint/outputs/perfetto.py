@@ -17,6 +17,7 @@ from counterpoint.clocks.rate import Rate
 from counterpoint.outputs.pftrace import Addresses, Annotations, Names, PerfettoWriter, Values
 from counterpoint.outputs.report import width_ns
 from counterpoint.proof.matching import ThreadPool
+from counterpoint.proof.windows import WindowKind
 from counterpoint.timeline.merge import Machine
 from counterpoint.timeline.sync import SyncResult
 from counterpoint.traces.columns import EventBatch
@@ -209,6 +210,8 @@ def _windows(trace: PerfettoWriter, lane: _Lane, pool: ThreadPool, result: SyncR
         if not len(entry):
             continue
         name = f"thread {tid}: {runs.get(tid, 'another VM')}"
+        if windows.kind is WindowKind.SCHED_SWITCH:
+            continue  # the CPUs' tracks show when threads ran
         track = trace.track(name, lane.process, description="in guest mode from kvm_entry to kvm_exit")
         begin = lane.ts_ns[entry]
         fields = _annotations(lane, event, leave) if event is not None else []

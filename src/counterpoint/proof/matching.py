@@ -6,6 +6,7 @@ A wrong (thread, guest CPU) pair leaves no feasible offset after a handful of ev
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ from counterpoint.proof.feasible import IntervalSet, TooManyError, narrow
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, RIVAL_SHARE, Thread, check, overlap_range
 from counterpoint.proof.nesting import within
 from counterpoint.proof.tracks import Track
-from counterpoint.proof.windows import HostActivity, Spans
+from counterpoint.proof.windows import HostActivity, Spans, WindowKind
 from counterpoint.traces.recording import Recording
 
 SAMPLE = 4096
@@ -27,6 +28,13 @@ NO_THREAD = "no thread's run windows can hold its events: do the recordings over
 
 MIN_COVERED = 2
 """Where the offset changed, a thread matches when stretches cover more than 1/MIN_COVERED of the events."""
+
+
+MAX_PIECEWISE = 16
+"""Threads that are searched for several offsets where any thread of the host may be a vCPU's: the busiest ones."""
+
+# what QEMU, Firecracker, crosvm, cloud-hypervisor and kvmtool call their vCPU threads
+_VCPU_NAME = re.compile(r"CPU (\d{1,4})/KVM|(?:fc_|crosvm_|kvm-)?vcpu[ _-]?(\d{1,4})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +63,18 @@ class ThreadPool:
         self._modes = modes or {}
         self.activity = HostActivity(host)
         self.vcpu_ids = _vcpu_ids(host)
+        self.named = _named(host) if self.activity.kind is WindowKind.SCHED_SWITCH else {}
         self._threads: dict[int, Thread] = {}
         self._stretches: dict[tuple[int, int], tuple[Track, list[Stretch]]] = {}
         self._survivors: dict[tuple[int, int], tuple[Track, IntervalSet]] = {}
 
     @property
     def tids(self) -> list[int]:
-        """All threads with kvm_entry or kvm_exit events."""
+        """All threads with windows: those with kvm_entry or kvm_exit, or all that ran where neither was recorded."""
         return [int(t) for t in self.activity.tids.tolist()]
 
     def thread(self, tid: int) -> Thread:
-        """The thread's windows; KeyError where it has no kvm events."""
+        """The thread's windows; KeyError where it has none."""
         if tid not in self._threads:
             self._threads[tid] = Thread(within(self.activity.windows(tid), self.host, self._modes))
         return self._threads[tid]
@@ -107,6 +116,12 @@ def _vcpu_ids(host: Recording) -> dict[int, int]:
         tids, first = distinct(host.pid[rows])
         return dict(zip(tids.tolist(), ids[first].tolist(), strict=True))
     return {}
+
+
+def _named(host: Recording) -> dict[int, int]:
+    """vCPU number by thread, as the threads are called."""
+    found = {tid: _VCPU_NAME.fullmatch(comm) for tid, comm in host.cmdlines.items()}
+    return {tid: int(name[1] or name[2]) for tid, name in found.items() if name}
 
 
 def _covered(track: Track, tid: int, pool: ThreadPool) -> bool:
@@ -170,6 +185,10 @@ def _piecewise(cpu: int, track: Track, free: list[int], pool: ThreadPool, hints:
         return []
     hinted = hints.guest_option.get(cpu)
     order = sorted(free, key=lambda tid: (tid != hinted, pool.vcpu_ids.get(tid) != cpu, tid))
+    if pool.activity.kind is WindowKind.SCHED_SWITCH:
+        edges = pool.activity.edges
+        order.sort(key=lambda tid: (tid != hinted, pool.named.get(tid) != cpu, -edges[tid]))
+        order = order[:MAX_PIECEWISE]
     for tid in order:
         if _covered(track, tid, pool):
             return [tid]
@@ -225,5 +244,9 @@ def _decide(cpu: int, track: Track, tids: list[int], pool: ThreadPool, hints: Hi
     named = [tid for tid in (strong or tids) if pool.vcpu_ids.get(tid) == cpu]
     if len(named) == 1:
         return Match(named[0], "vcpu-id", notes)
+    called = [tid for tid in tids if pool.named.get(tid) == cpu]
+    # a name says which thread to report on, not which of two that fit
+    if len(called) == 1 and not strong:
+        return Match(called[0], "comm", notes)
     listed = ", ".join(map(str, tids[:8])) + (", ..." if len(tids) > 8 else "")
     return Match(None, "causality", (*notes, f"{len(tids)} threads can hold its events: {listed}"))

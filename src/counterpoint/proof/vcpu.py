@@ -430,7 +430,7 @@ class VcpuProver:
         at = np.flatnonzero((edges == stamp) & windows.is_run)
         if not len(at):
             return ""
-        return "kvm_entry" if entry else "kvm_exit"
+        return windows.kind.edge_events[0 if entry else 1]
 
     # -- claims
 

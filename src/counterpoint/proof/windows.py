@@ -3,12 +3,17 @@
 A guest's instruction runs only between a ``kvm_entry`` and the next ``kvm_exit`` of its vCPU's thread. The
 entry's stamp is taken before, the exit's after the guest runs, so a window is never too narrow. Where the
 host did not see, nothing can be said: those spans are *unknown* and allow everything.
+
+Where a recording has neither event but ``sched_switch``, a thread's spans on a CPU are its windows: from the switch to
+it, stamped before the thread runs, to the switch away, stamped while it still does (kernel/sched/core.c, __schedule).
+They hold all that its vCPU did, and are as much wider as the thread does more than run the guest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property, partial
 
 import numpy as np
@@ -25,6 +30,18 @@ _ENTRY, _EXIT = 0, 1
 Spans = tuple[I64, I64]
 
 
+class WindowKind(StrEnum):
+    """What the windows are made of: guest mode itself, or the thread's time on a CPU."""
+
+    KVM = "kvm"
+    SCHED_SWITCH = "sched_switch"
+
+    @property
+    def edge_events(self) -> tuple[str, str]:
+        """The names of the host events that begin and end a window."""
+        return ("kvm_entry", "kvm_exit") if self is WindowKind.KVM else ("sched_switch", "sched_switch")
+
+
 @dataclass(frozen=True, slots=True)
 class RunWindows:
     """One host thread's time, cut in spans, in host trace-clock units relative to ``base``.
@@ -32,7 +49,7 @@ class RunWindows:
     ``lo``, ``hi`` i64[k]: closed spans where the thread may be in guest mode, in order; they may touch but do
     not overlap. ``is_run`` bool[k]: a run window; the others are unknown (the first and the last always).
     ``entry_row``, ``exit_row`` i64[k]: the host rows that bound a run window (-1 elsewhere). Between two spans
-    lies a gap: the host saw the thread outside guest mode.
+    lies a gap: the host saw the thread outside guest mode. ``kind``: the events that the windows are made of.
     """
 
     tid: int
@@ -42,6 +59,7 @@ class RunWindows:
     is_run: npt.NDArray[np.bool_]
     entry_row: I64
     exit_row: I64
+    kind: WindowKind = WindowKind.KVM
 
     @property
     def count(self) -> int:
@@ -50,12 +68,12 @@ class RunWindows:
 
     @property
     def first(self) -> int:
-        """The thread's first kvm event."""
+        """The thread's first kvm event (or switch)."""
         return int(self.hi[0])
 
     @property
     def last(self) -> int:
-        """The thread's last kvm event."""
+        """The thread's last kvm event (or switch)."""
         return int(self.lo[-1])
 
     def allowed(self) -> tuple[I64, I64]:
@@ -65,23 +83,45 @@ class RunWindows:
 
 
 class HostActivity:
-    """Everything about vCPU threads that a host recording's kvm events tell."""
+    """Everything about vCPU threads that a host recording's kvm events tell, or its switches where it has none."""
 
     def __init__(self, host: Recording) -> None:
-        """Gather the kvm events of ``host``; windows are built per thread when asked for."""
+        """Gather the events of ``host`` that begin and end windows; windows are built per thread when asked for."""
         self.host = host
         self.base = host.base
-        entries = host.rows(host.format_named("kvm", "kvm_entry"))
-        exits = host.rows(host.format_named("kvm", "kvm_exit"))
-        rows = np.concatenate([entries, exits])
-        kind = np.repeat(np.array([_ENTRY, _EXIT], np.int8), [len(entries), len(exits)])
-        pid = host.pid[rows]
+        self.kind = WindowKind.KVM
+        rows, kind, pid = self._kvm_edges()
+        if not len(rows) and self._switches is not None:
+            self.kind = WindowKind.SCHED_SWITCH
+            rows, kind, pid = self._switch_edges()
         stamp = relative(host.stamp[rows], self.base)
         order = np.lexsort((rows, stamp, pid))
         self._rows, self._kind, self._stamp = rows[order], kind[order], stamp[order]
         self._cpu = self._cpu_of_row(self._rows)
         self.tids, starts = distinct(pid[order])
         self._starts = np.append(starts, len(rows))
+
+    def _kvm_edges(self) -> tuple[I64, npt.NDArray[np.int8], I64]:
+        """The rows of kvm_entry and kvm_exit, which of the two each is, and its thread."""
+        entries = self.host.rows(self.host.format_named("kvm", "kvm_entry"))
+        exits = self.host.rows(self.host.format_named("kvm", "kvm_exit"))
+        rows = np.concatenate([entries, exits])
+        kind = np.repeat(np.array([_ENTRY, _EXIT], np.int8), [len(entries), len(exits)])
+        return rows, kind, self.host.pid[rows].astype(np.int64)
+
+    def _switch_edges(self) -> tuple[I64, npt.NDArray[np.int8], I64]:
+        """The same of the switches to and away from each thread that was ever switched to; idle (0) is none."""
+        assert self._switches is not None
+        rows = self.host.rows(self.host.format_named("sched", "sched_switch"))
+        _, _, prev, following = self._switches
+        to, away = following > 0, (prev > 0) & np.isin(prev, following)
+        kind = np.repeat(np.array([_ENTRY, _EXIT], np.int8), [int(to.sum()), int(away.sum())])
+        return np.concatenate([rows[to], rows[away]]), kind, np.concatenate([following[to], prev[away]])
+
+    @cached_property
+    def edges(self) -> dict[int, int]:
+        """How many events each thread's windows are made of."""
+        return dict(zip(self.tids.tolist(), np.diff(self._starts).tolist(), strict=True))
 
     def _cpu_of_row(self, rows: I64) -> I64:
         cpus = np.array([s.cpu for s in self.host.streams], np.int64)
@@ -91,13 +131,27 @@ class HostActivity:
     def lost_spans(self) -> tuple[I64, I64, I64]:
         """(cpu, from, to): spans in which a CPU's events were lost, stamps relative to the base."""
         host, losses = self.host, self.host.losses
-        cpu, begin, end = [], [], []
+        cpu, begin, end = self._broken_chains() if self.kind is WindowKind.SCHED_SWITCH else ([], [], [])
         for stream_index, row in zip(losses.stream.tolist(), losses.row.tolist(), strict=True):
             stream = host.streams[stream_index]
             cpu.append(stream.cpu)
             begin.append(self._relative(row - 1) if row > stream.first else -int(FOREVER))
             end.append(self._relative(row) if row < stream.last else int(FOREVER))
         return np.array(cpu, np.int64), np.array(begin, np.int64), np.array(end, np.int64)
+
+    def _broken_chains(self) -> tuple[list[int], list[int], list[int]]:
+        """(cpu, from, to): where a CPU's switch is from another thread than the one before was to.
+
+        Switches are missing there that no mark speaks of: filtered away, or dropped.
+        """
+        assert self._switches is not None
+        stamp, cpu, prev, following = self._switches
+        stream = self.host.stream_of[self.host.rows(self.host.format_named("sched", "sched_switch"))]
+        order = np.lexsort((np.arange(len(stamp)), stream))
+        left, right = order[:-1], order[1:]
+        broken = (stream[left] == stream[right]) & (following[left] != prev[right])
+        left, right = left[broken], right[broken]
+        return cpu[left].tolist(), stamp[left].tolist(), stamp[right].tolist()
 
     def _relative(self, row: int) -> int:
         return int(relative(self.host.stamp[row : row + 1], self.base)[0])
@@ -120,10 +174,10 @@ class HostActivity:
         )
 
     def windows(self, tid: int) -> RunWindows:
-        """Build the run windows of thread ``tid``; KeyError where it has no kvm_entry or kvm_exit."""
+        """Build the run windows of thread ``tid``; KeyError where it has none of the events they are made of."""
         at = int(np.searchsorted(self.tids, tid))
         if at >= len(self.tids) or self.tids[at] != tid:
-            raise KeyError(f"thread {tid} has no kvm_entry or kvm_exit")
+            raise KeyError(f"thread {tid} has no {' or '.join(dict.fromkeys(self.kind.edge_events))}")
         part = slice(int(self._starts[at]), int(self._starts[at + 1]))
         return _build(
             tid,
@@ -135,6 +189,7 @@ class HostActivity:
             self.lost_spans,
             self._on_silent_cpus(tid),
             None if self._switches is None else partial(self._away, tid),
+            self.kind,
         )
 
     @cached_property
@@ -185,8 +240,9 @@ def _build(
     lost: tuple[I64, I64, I64],
     silent: Spans | None,
     away: Callable[[int], Spans] | None,
+    made_of: WindowKind,
 ) -> RunWindows:
-    """Cut one thread's time into spans between its consecutive kvm events."""
+    """Cut one thread's time into spans between its consecutive events."""
     begin, end = stamp[:-1], stamp[1:]
     entered, left = kind[:-1] == _ENTRY, kind[1:] == _EXIT
     run = entered & left
@@ -221,7 +277,7 @@ def _build(
     lo = np.r_[lo[:1], np.maximum(lo[1:], reach[:-1])]
     keep = hi >= lo
     keep[1:] &= is_run_sorted[1:] | (hi[1:] > reach[:-1])
-    return RunWindows(tid, base, lo[keep], hi[keep], is_run_sorted[keep], entry[keep], leave[keep])
+    return RunWindows(tid, base, lo[keep], hi[keep], is_run_sorted[keep], entry[keep], leave[keep], made_of)
 
 
 def _holes(

@@ -19,7 +19,7 @@ from counterpoint.proof.nesting import guest_mode
 from counterpoint.proof.tracks import tracks_of
 from counterpoint.proof.vcpu import BY_CAUSALITY, VcpuProver, unmatched
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict, worst
-from counterpoint.proof.windows import Spans
+from counterpoint.proof.windows import Spans, WindowKind
 from counterpoint.timeline.merge import Machine, Timeline
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
@@ -214,8 +214,13 @@ def _prove_guest(
     tracks = tracks_of(guest)
     if not pool.tids:
         warnings.append(
-            f"{parent}: no kvm_entry or kvm_exit events, so nothing bounds {name}'s clocks"
+            f"{parent}: no kvm_entry, kvm_exit or sched_switch events, so nothing bounds {name}'s clocks"
             " (record the host with -e kvm; is it the host's recording?)"
+        )
+    elif pool.activity.kind is WindowKind.SCHED_SWITCH:
+        warnings.append(
+            f"{parent}: no kvm_entry or kvm_exit events: {name}'s clocks are bounded only by when each thread of the"
+            " host was on a CPU, by its sched_switch events (record the host with -e kvm for tighter bounds)"
         )
     if guest.unit != host.unit:
         warnings.append(
