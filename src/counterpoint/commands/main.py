@@ -17,6 +17,7 @@ COMMANDS = {
     "verify": "only the proof: hold what the files claim against causality",
     "show": "the merged timeline as text, like trace-cmd report",
     "info": "what a recording holds",
+    "simulate": "make a world whose truth is known, as recordings",
 }
 
 _EPILOG = "start with:  counterpoint sync host.dat guest.dat -o merged.pftrace"

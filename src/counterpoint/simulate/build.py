@@ -1,0 +1,51 @@
+"""From options to machines: the world's times are drawn, and every event of every machine placed, as arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from counterpoint.simulate.file_options import add_options
+from counterpoint.simulate.guest_events import make_guest, make_nested
+from counterpoint.simulate.host_events import make_hosts
+from counterpoint.simulate.members import Guest, Host
+from counterpoint.simulate.options import WorldOptions
+from counterpoint.simulate.plan import (
+    make_counters,
+    make_plan,
+)
+from counterpoint.simulate.rates import MachineRates, host_hz
+from counterpoint.simulate.times import make_times
+from counterpoint.simulate.truth import Steps, TraceClock
+
+
+def build(options: WorldOptions, rng: np.random.Generator) -> tuple[list[Host], list[Guest], tuple[int, int]]:
+    """Draw a world; returns hosts, guests and the hidden times it spans."""
+    plan = make_plan(options, rng)
+    times = make_times(plan)
+    span = (0, int(times.begin[-1]))
+    counters = [
+        make_counters(plan, index, times.begin, times.stints, times.slot) if vm.recorded else None
+        for index, vm in enumerate(plan.vms)
+    ]
+    host_clocks, host_monos = [], []
+    for number, counter in enumerate(plan.hosts):
+        hz = host_hz(plan, number)
+        rates = MachineRates(plan, span, hz)
+        host_clocks.append(TraceClock(options.host_clock, counter, rates.clock(options.host_clock, counter.at_one)))
+        host_monos.append(TraceClock("mono", counter, rates.clock("mono", counter.at_one)))
+    hosts = make_hosts(plan, times, counters, host_clocks, host_monos, span)
+    guests: list[Guest] = []
+    move = plan.move
+    for index, (vm, its) in enumerate(zip(plan.vms, counters, strict=True)):
+        if its is None:
+            continue
+        moved = move if move and move.vm == index else None
+        host_of = Steps(np.array([0], np.int64), np.array([0], np.int64))
+        if moved:
+            host_of = Steps(np.array([0, int(times.begin[moved.begin])]), np.array([0, 1]))
+        guests.append(make_guest(plan, vm, its, times, host_of, span))
+    if options.nested:
+        assert counters[0] is not None
+        guests.append(make_nested(plan, guests[0], counters[0], times, span))
+    add_options(plan, hosts, guests)
+    return hosts, guests, span
