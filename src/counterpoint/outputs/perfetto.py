@@ -200,7 +200,7 @@ def _windows(trace: PerfettoWriter, lane: _Lane, pool: ThreadPool, result: SyncR
     }
     event = recording.format_named("kvm", "kvm_exit")
     for tid in pool.tids:
-        windows = pool.thread(tid).windows
+        windows = pool.activity.windows(tid)
         shown = windows.is_run & (windows.entry_row >= 0) & (windows.exit_row >= 0)
         # a window cut at a loss shares its rows with its other part: show it once
         entry, at = np.unique(windows.entry_row[shown], return_index=True)

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from counterpoint.clocks.counter import distinct
+from counterpoint.clocks.counter import U64, Bools, distinct, relative
 from counterpoint.proof.epochs import MIN_CHUNK, Stretch, find_stretches
 from counterpoint.proof.feasible import IntervalSet, TooManyError, narrow
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, RIVAL_SHARE, Thread, check, overlap_range
-from counterpoint.proof.nesting import within
+from counterpoint.proof.levels import only
+from counterpoint.proof.nesting import Clock, GuestHost
 from counterpoint.proof.tracks import Track
-from counterpoint.proof.windows import HostActivity, Spans, WindowKind
+from counterpoint.proof.windows import HostActivity, RunWindows, WindowKind
 from counterpoint.traces.recording import Recording
 
 SAMPLE = 4096
@@ -57,10 +58,10 @@ class Hints:
 class ThreadPool:
     """The vCPU threads of a host, their windows built once."""
 
-    def __init__(self, host: Recording, modes: dict[int, Spans] | None = None) -> None:
-        """Find all threads with kvm events. ``modes``: of a host that is a guest itself, when its CPUs could run."""
+    def __init__(self, host: Recording, guest_host: GuestHost | None = None) -> None:
+        """Find all threads with kvm events. ``guest_host``: what is known of a host that is a guest itself."""
         self.host = host
-        self._modes = modes or {}
+        self.guest_host = guest_host
         self.activity = HostActivity(host)
         self.vcpu_ids = _vcpu_ids(host)
         self.named = _named(host) if self.activity.kind is WindowKind.SCHED_SWITCH else {}
@@ -76,8 +77,50 @@ class ThreadPool:
     def thread(self, tid: int) -> Thread:
         """The thread's windows; KeyError where it has none."""
         if tid not in self._threads:
-            self._threads[tid] = Thread(within(self.activity.windows(tid), self.host, self._modes))
+            self._threads[tid] = Thread(self._windows(tid, nested=False))
         return self._threads[tid]
+
+    def nested(self, tid: int) -> Thread:
+        """The windows in which the thread may have run a guest of its guest."""
+        return Thread(self._windows(tid, nested=True))
+
+    def _windows(self, tid: int, *, nested: bool) -> RunWindows:
+        windows = only(self.activity.windows(tid), self.host, nested=nested)
+        return (
+            windows if self.guest_host is None else self.guest_host.windows(self.activity, tid, windows, nested=nested)
+        )
+
+    def in_clocks(self) -> list[ThreadPool]:
+        """This pool, and one in the other clock that a nested guest's offsets may be relative to (see ``nesting``)."""
+        other = self.guest_host.other_clock() if self.guest_host else None
+        return [self] if other is None else [self, ThreadPool(self.host, other)]
+
+    def note(self, tid: int) -> tuple[str, ...]:
+        """What the offsets of the thread's guest are relative to, where that is not plain."""
+        clock = self.guest_host.clock_of(self.activity, tid) if self.guest_host else Clock.SHARED
+        if clock is Clock.SHARED or self.guest_host is None:
+            return ()
+        cpus = ", ".join(map(str, self.activity.cpus_of(tid)))
+        apart = f"the clocks of {self.host.name}'s CPUs {cpus} differ, and its thread ran on them"
+        if clock is Clock.OWN:
+            return (f"{apart}: the offset is to the clock of the CPU that it was on",)
+        constant, cpu = self.guest_host.constant, self.guest_host.reference_cpu
+        return (f"{apart}: the offset is to the clock of {self.host.name}'s host plus {constant}, which CPU {cpu} has",)
+
+    def through(self, tid: int, stamp: U64, host_stamp: U64, placed: Bools) -> tuple[U64, Bools]:
+        """Take times of this host at which thread ``tid`` ran its guest, u64[n] in their order, to the first host's.
+
+        ``host_stamp`` u64, ``placed`` bool: this host's own events there. Returns the times, and which are known.
+        """
+        delta = host_stamp - self.host.stamp
+        when = relative(stamp, self.host.base)
+        host_base = int(host_stamp[placed].min()) if placed.any() else 0
+        above = self.guest_host or GuestHost(self.host, (), self.nested)
+        entry = above.entered(self.activity, tid, when, relative(host_stamp, host_base))
+        known = (entry >= 0) & placed[entry]
+        if above.clock_of(self.activity, tid) is Clock.REFERENCE:
+            delta += above.ahead
+        return np.where(known, stamp + delta[entry], stamp), known
 
     def stretches(self, track: Track, tid: int) -> list[Stretch]:
         """``find_stretches`` of a track in a thread's windows, found once."""

@@ -1,51 +1,319 @@
-"""Nesting: a nested guest's run windows, cut to when its hypervisor's own CPU was in guest mode.
+"""Nesting: a nested guest's run windows, cut to when its hypervisor's own CPU ran a nested guest.
 
 L2 runs on a CPU of L1, and that CPU is a thread of L0. So an L2 event lies in a run window of L1's thread (in L1
 time) *and* in a run window of the L0 thread that is the L1 CPU it was on. L0's windows are taken to L1 time by both
 ends of the proved interval of that CPU's offset: widened by what is not known, they never exclude the truth.
+
+Where L1's CPUs have different offsets, the stamps of L1's thread have no common order. Its windows are then found CPU
+by CPU, each in that CPU's own clock, and put together in one of two ways. In each CPU's *own* clock: KVM adds L2's
+offset to the TSC of the CPU that L2 is on (kvm_calc_nested_tsc_offset), so one offset holds in some window of some CPU,
+and L2's stamps step as it moves. In a *reference* clock, the host's own plus one constant, which each CPU's stamps are
+taken to by both ends of its proved interval: that holds where L1 makes up for the differences.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 
-from counterpoint.clocks.counter import I64, to_signed
+from counterpoint.clocks.counter import I64, MASK, U64, relative, to_signed
 from counterpoint.proof.fit import Thread
+from counterpoint.proof.levels import only
 from counterpoint.proof.verdicts import EpochProof, VcpuProof
-from counterpoint.proof.windows import FOREVER, RunWindows, Spans, overlaps
+from counterpoint.proof.windows import FOREVER, HostActivity, RunWindows, Spans, in_order, overlaps
 from counterpoint.traces.recording import Recording
+
+_FAR = int(FOREVER) // 2
+"""Clocks that are this far apart cannot be counted from one base: they are not compared."""
+
+
+class Clock(StrEnum):
+    """What the stamps of a nested guest's windows are: see the module."""
+
+    SHARED = "shared"
+    OWN = "own"
+    REFERENCE = "reference"
+
+
+@dataclass(frozen=True, slots=True)
+class _Cpu:
+    """A CPU of a host that is a guest: its proof, and when it may have run nested guests, in two clocks.
+
+    ``low``, ``high``: what its stamps are ahead of the reference clock, over all its epochs.
+    """
+
+    proof: VcpuProof
+    own: Spans
+    reference: Spans
+    low: int
+    high: int
+
+
+class GuestHost:
+    """A host that is a guest itself: when its CPUs ran guests of their own, and how their clocks lie to each other."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        vcpus: Sequence[VcpuProof],
+        nested: Callable[[int], Thread],
+        clock: Clock = Clock.OWN,
+    ) -> None:
+        """Take the proofs of the CPUs of ``recording``, and for their threads when they may have run nested guests.
+
+        ``clock``: how to put windows together where the CPUs' clocks differ.
+        """
+        self.recording = recording
+        self.clock = clock
+        known = [v for v in vcpus if v.host_tid is not None and _is_bounded(v)]
+        self.reference_cpu = known[0].guest_cpu if known else 0
+        self.constant = known[0].epochs[0].offset or 0 if known else 0
+        self._cpus: dict[int, _Cpu] = {}
+        for vcpu in known:
+            assert vcpu.host_tid is not None
+            thread = nested(vcpu.host_tid)
+            own = guest_mode(vcpu, thread, recording.base)
+            assert own is not None
+            shift = to_signed(self.constant + thread.windows.base - recording.base)
+            reference = _moved((thread.lo, thread.hi), shift, shift)
+            ahead = [_ahead(epoch, self.constant) for epoch in vcpu.epochs]
+            low, high = min(a for a, _ in ahead), max(b for _, b in ahead)
+            if max(-low, high) >= _FAR:
+                continue
+            self._cpus[vcpu.guest_cpu] = _Cpu(vcpu, own, reference, low, high)
+
+    def differs(self, cpus: Sequence[int]) -> bool:
+        """Whether the clocks of these CPUs surely differ, or one of them changed; False where one is not known."""
+        if any(cpu not in self._cpus for cpu in cpus):
+            return False
+        mine = [self._cpus[cpu] for cpu in cpus]
+        if len(mine) > 1 and any(len(c.proof.epochs) > 1 for c in mine):
+            return True
+        return bool(mine) and max(c.low for c in mine) > min(c.high for c in mine)
+
+    def other_clock(self) -> GuestHost | None:
+        """The same with windows in the reference clock, where that makes a difference."""
+        if self.clock is not Clock.OWN or not self.differs(list(self._cpus)):
+            return None
+        out = object.__new__(GuestHost)
+        out.__dict__ = self.__dict__ | {"clock": Clock.REFERENCE}
+        return out
+
+    def clock_of(self, activity: HostActivity, tid: int) -> Clock:
+        """Which clock the windows of thread ``tid`` are in."""
+        return self.clock if self.differs(activity.cpus_of(tid)) else Clock.SHARED
+
+    @cached_property
+    def ahead(self) -> U64:
+        """What each event's stamp is ahead of the reference clock by the maps in use: u64[n], modulo 2**64."""
+        out = np.zeros(len(self.recording), np.uint64)
+        for cpu in self._cpus.values():
+            for epoch in cpu.proof.epochs:
+                out[epoch.rows] = ((epoch.offset or 0) - self.constant) & MASK
+        return out
+
+    def windows(self, activity: HostActivity, tid: int, windows: RunWindows, *, nested: bool = False) -> RunWindows:
+        """The windows of ``tid``, cut to when the CPU of each may have run a nested guest.
+
+        ``windows`` are those in one clock, taken where that does; ``nested``: see ``levels.only``.
+        """
+        clock = self.clock_of(activity, tid)
+        if clock is not Clock.SHARED:
+            windows = self._together(activity, tid, clock, nested=nested)
+        modes = {n: c.reference if clock is Clock.REFERENCE else c.own for n, c in self._cpus.items()}
+        return within(windows, self.recording, modes)
+
+    def _together(self, activity: HostActivity, tid: int, clock: Clock, *, nested: bool) -> RunWindows:
+        """The windows of all CPUs in one clock; what no CPU saw is unknown."""
+        pieces: list[RunWindows] = []
+        first, last = [], []
+        lost_cpu, lost_from, lost_to = activity.lost_spans
+        for number, cpu in self._cpus.items():
+            found = _only(activity.on_cpu(tid, number), activity.host, nested=nested)
+            begin, end = (found.first, found.last) if found else (int(FOREVER), -int(FOREVER))
+            # what was lost here before the thread was first seen and after it was last may have been all of a stay
+            here = (lost_cpu == number) & ((lost_to < begin) | (lost_from > end))
+            pieces.append(self._taken(_unknown(tid, activity, lost_from[here], lost_to[here]), cpu, clock))
+            if found is None:
+                continue
+            pieces.append(self._taken(found, cpu, clock))
+            first.append(found.first - cpu.low)
+            last.append(found.last - cpu.high)
+        start, stop = min(first), max(last)
+        if clock is Clock.OWN:
+            # in its own clock each CPU's stamps are ahead by as much
+            start += max(c.high for c in self._cpus.values())
+            stop += min(c.low for c in self._cpus.values())
+        silent = bool(activity.silent_cpus) and not activity.silent_cpus_were_traced
+        # a CPU whose clock is not known cannot say when it lost events
+        silent |= not np.isin(lost_cpu, list(self._cpus)).all()
+        unseen = np.array([-FOREVER, stop]), np.array([start, FOREVER])
+        if silent:
+            unseen = np.array([-FOREVER, start, stop]), np.array([start, stop, FOREVER])
+        pieces.append(_unknown(tid, activity, *unseen))
+        return in_order(
+            tid,
+            activity.base,
+            np.concatenate([p.lo for p in pieces]),
+            np.concatenate([p.hi for p in pieces]),
+            np.concatenate([p.is_run for p in pieces]),
+            np.concatenate([p.entry_row for p in pieces]),
+            np.concatenate([p.exit_row for p in pieces]),
+            activity.kind,
+        )
+
+    def _taken(self, windows: RunWindows, cpu: _Cpu, clock: Clock) -> RunWindows:
+        """One CPU's windows in the ``clock`` asked for: widened by what is not known of the difference."""
+        if clock is Clock.OWN:
+            return windows
+        low, high = np.full(len(windows.lo), cpu.low), np.full(len(windows.lo), cpu.high)
+        run = np.flatnonzero(windows.is_run)
+        entry, leave = (self._ahead_at(cpu, rows[run]) for rows in (windows.entry_row, windows.exit_row))
+        high[run], low[run] = entry[1], leave[0]
+        lo = np.where(windows.lo <= -FOREVER, windows.lo, windows.lo - high)
+        hi = np.where(windows.hi >= FOREVER, windows.hi, windows.hi - low)
+        return replace(windows, lo=lo, hi=hi)
+
+    def _ahead_at(self, cpu: _Cpu, rows: I64) -> tuple[I64, I64]:
+        """What the CPU's clock is ahead of the reference at ``rows``: (low, high) i64[n], of all epochs in doubt."""
+        low, high = np.full(len(rows), cpu.low), np.full(len(rows), cpu.high)
+        for epoch in cpu.proof.epochs:
+            begin, end = epoch.guest_sure
+            sure = np.isin(rows, epoch.rows)
+            if begin is not None:
+                sure &= relative(self.recording.stamp[rows], begin) >= 0
+            if end is not None:
+                sure &= relative(self.recording.stamp[rows], end) <= 0
+            low[sure], high[sure] = _ahead(epoch, self.constant)
+        return low, high
+
+    # -- where events lie
+
+    def entered(self, activity: HostActivity, tid: int, when: I64, host_stamp: I64) -> I64:
+        """The row of the event that began the window that holds each of ``when`` i64[n]; -1: not known.
+
+        ``when``: times in the clock of the windows of thread ``tid``, relative to the recording's base, in the order in
+        which they happened. ``host_stamp`` i64[rows]: the recording's own events in host time, relative to any base.
+        """
+        rows = activity.entries(tid)
+        clock = self.clock_of(activity, tid)
+        stamp = relative(self.recording.stamp, self.recording.base)
+        if clock is Clock.SHARED:
+            return _last_before(stamp[rows], rows, when)
+        if clock is Clock.REFERENCE:
+            return _last_before(stamp[rows] - relative(self.ahead[rows], 0), rows, when)
+        return self._by_cpu(activity, tid, when, host_stamp, stamp)
+
+    def _by_cpu(self, activity: HostActivity, tid: int, when: I64, host_stamp: I64, stamp: I64) -> I64:
+        """The entry by each CPU's own clock; where several CPUs can hold an event, the order of all decides, or none.
+
+        A guest CPU's events follow each other in host time too: an event lies between those around it that only one CPU
+        can hold.
+        """
+        cpu_of = np.array([s.cpu for s in self.recording.streams], np.int64)[self.recording.stream_of]
+        entries = activity.entries(tid)
+        options, times = [], []
+        for number, cpu in self._cpus.items():
+            found = _only(activity.on_cpu(tid, number), activity.host, nested=False)
+            mine = entries[cpu_of[entries] == number]
+            if found is None or not len(mine):
+                continue
+            found = within(found, self.recording, {number: cpu.own})
+            row = _last_before(stamp[mine], mine, when)
+            at = np.searchsorted(found.lo, when, side="right") - 1
+            holds = (at >= 0) & (row >= 0)
+            holds &= when <= found.hi[np.maximum(at, 0)]
+            options.append(np.where(holds, row, -1))
+            times.append(np.where(holds, when + host_stamp[row] - stamp[row], 0))
+        if not options:
+            return np.full(len(when), -1, np.int64)
+        choice, time = np.array(options), np.array(times)
+        count = (choice >= 0).sum(axis=0)
+        for _ in range(2):
+            sure = count == 1
+            alone = np.where(sure, np.where(choice >= 0, time, 0).sum(axis=0), 0)
+            after = np.maximum.accumulate(np.where(sure, alone, -FOREVER))
+            before = np.minimum.accumulate(np.where(sure, alone, FOREVER)[::-1])[::-1]
+            fits = (choice >= 0) & (time >= after) & (time <= before)
+            choice = np.where(sure | fits, choice, -1)
+            count = (choice >= 0).sum(axis=0)
+        out: I64 = np.where(count == 1, choice.max(axis=0), -1)
+        return out
+
+
+def _last_before(stamp: I64, rows: I64, when: I64) -> I64:
+    """Of events at ``stamp`` with these ``rows``, that of the last at or before ``when`` i64[n], else the first's."""
+    if not len(rows):
+        return np.full(len(when), -1, np.int64)
+    order = np.argsort(stamp, kind="stable")
+    return rows[order][np.maximum(np.searchsorted(stamp[order], when, side="right") - 1, 0)]
+
+
+def _only(windows: RunWindows | None, host: Recording, *, nested: bool) -> RunWindows | None:
+    return None if windows is None else only(windows, host, nested=nested)
+
+
+def _unknown(tid: int, activity: HostActivity, lo: I64, hi: I64) -> RunWindows:
+    none = np.full(len(lo), -1, np.int64)
+    return RunWindows(tid, activity.base, lo, hi, np.zeros(len(lo), np.bool_), none, none, activity.kind)
+
+
+def _ahead(epoch: EpochProof, constant: int) -> tuple[int, int]:
+    """What an epoch's clock is ahead of the reference clock: (low, high)."""
+    assert epoch.feasible is not None
+    low, high = epoch.feasible
+    begin = to_signed(low - constant)
+    return begin, begin + high - low
+
+
+def _is_bounded(vcpu: VcpuProof) -> bool:
+    return vcpu.is_sound and all(epoch.feasible is not None for epoch in vcpu.epochs)
+
+
+def _moved(spans: Spans, low: int, high: int) -> Spans:
+    """Spans moved by what is between ``low`` and ``high``; open ends stay open."""
+    lo, hi = spans
+    return np.where(lo <= -FOREVER, lo, lo + low), np.where(hi >= FOREVER, hi, hi + high)
 
 
 def guest_mode(vcpu: VcpuProof, thread: Thread, base: int) -> Spans | None:
-    """When a guest CPU may have been in guest mode, in the guest's own time relative to ``base``: (lo, hi) i64.
+    """When a guest CPU may have run nested guests, in the guest's own time relative to ``base``: (lo, hi) i64.
 
     ``thread`` are the windows of its host thread. None where the proof does not bound all of its epochs.
     """
-    if not vcpu.is_sound or any(epoch.feasible is None for epoch in vcpu.epochs):
+    if not _is_bounded(vcpu):
         return None
     parts = [_image(vcpu.epochs, index, thread, base) for index in range(len(vcpu.epochs))]
     return _joined(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
 
 
 def _image(epochs: tuple[EpochProof, ...], index: int, thread: Thread, base: int) -> Spans:
-    """The spans of one epoch: those that begin before the next epoch may, and end after the one before it may."""
+    """The spans of one epoch: all between the last sure event of the one before and the first of the one after."""
     host_base = thread.windows.base
     lo, hi = thread.lo, thread.hi
     keep = np.ones(len(lo), np.bool_)
-    if index > 0 and (before := epochs[index - 1].host_to) is not None:
-        keep &= hi >= to_signed(before - host_base)
-    if index + 1 < len(epochs) and (after := epochs[index + 1].host_from) is not None:
-        keep &= lo <= to_signed(after - host_base)
-    lo, hi = lo[keep], hi[keep]
+    if index > 0:
+        keep &= hi >= _edge(epochs[index - 1], host_base, last=True)
+    if index + 1 < len(epochs):
+        keep &= lo <= _edge(epochs[index + 1], host_base, last=False)
     low, high = epochs[index].feasible or (0, 0)
     shift = host_base - base
-    # the open ends stay open
-    return (
-        np.where(lo <= -FOREVER, lo, lo + to_signed(low + shift)),
-        np.where(hi >= FOREVER, hi, hi + to_signed(high + shift)),
-    )
+    return _moved((lo[keep], hi[keep]), to_signed(low + shift), to_signed(high + shift))
+
+
+def _edge(epoch: EpochProof, host_base: int, *, last: bool) -> int:
+    """The earliest host time at which an epoch may end (``last``), or the latest at which it may begin.
+
+    That of its last sure event as late an offset as is possible puts it, or of its first as early an one does.
+    """
+    stamp = epoch.guest_sure[1 if last else 0]
+    if stamp is None or epoch.feasible is None:
+        return -int(FOREVER) if last else int(FOREVER)
+    return to_signed(stamp - epoch.feasible[1 if last else 0] - host_base)
 
 
 def _joined(lo: I64, hi: I64) -> Spans:

@@ -12,7 +12,7 @@ They hold all that its vCPU did, and are as much wider as the thread does more t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, partial
 
@@ -179,6 +179,9 @@ class HostActivity:
         if at >= len(self.tids) or self.tids[at] != tid:
             raise KeyError(f"thread {tid} has no {' or '.join(dict.fromkeys(self.kind.edge_events))}")
         part = slice(int(self._starts[at]), int(self._starts[at + 1]))
+        if (np.abs(self._stamp[part]) >= FOREVER).any():
+            # stamps of CPUs that are this far apart have no common order
+            return self._all_unknown(tid, np.int64(0))
         return _build(
             tid,
             self.base,
@@ -191,6 +194,62 @@ class HostActivity:
             None if self._switches is None else partial(self._away, tid),
             self.kind,
         )
+
+    def _all_unknown(self, tid: int, at: np.int64) -> RunWindows:
+        """Windows that allow everything; the two open spans meet ``at`` a stamp."""
+        none = np.full(2, -1, np.int64)
+        lo, hi = np.array([-FOREVER, at]), np.array([at, FOREVER])
+        return RunWindows(tid, self.base, lo, hi, np.zeros(2, np.bool_), none, none, self.kind)
+
+    def entries(self, tid: int) -> I64:
+        """The rows i64 of the events that begin windows of ``tid``, in the order of their stamps."""
+        at = int(np.searchsorted(self.tids, tid))
+        part = slice(int(self._starts[at]), int(self._starts[at + 1]))
+        rows: I64 = self._rows[part][self._kind[part] == _ENTRY]
+        return rows
+
+    def cpus_of(self, tid: int) -> list[int]:
+        """The CPUs that ``tid`` has such events on."""
+        at = int(np.searchsorted(self.tids, tid))
+        return [int(c) for c in np.unique(self._cpu[int(self._starts[at]) : int(self._starts[at + 1])])]
+
+    def on_cpu(self, tid: int, cpu: int) -> RunWindows | None:
+        """What one CPU alone says of thread ``tid``, in that CPU's own clock.
+
+        Before the thread's first event there and after its last it was not in guest mode on this CPU, nor where
+        there is none (None); but for a first that is an exit and a last that is an entry. The CPUs' stamps need not
+        have a common order.
+        """
+        at = int(np.searchsorted(self.tids, tid))
+        part = slice(int(self._starts[at]), int(self._starts[at + 1]))
+        mine = np.flatnonzero(self._cpu[part] == cpu) + part.start
+        if not len(mine):
+            return None
+        lost_cpu, lost_from, lost_to = self.lost_spans
+        here = lost_cpu == cpu
+        streams = self.host.stream_of[self._rows[mine]]
+        if ((np.diff(self._rows[mine]) < 0) & (streams[1:] == streams[:-1])).any():
+            # its clock stepped back: which exit is of which entry cannot be told by stamps
+            return self._all_unknown(tid, self._stamp[mine[-1]])
+        built = _build(
+            tid,
+            self.base,
+            self._stamp[mine],
+            self._kind[mine],
+            self._cpu[mine],
+            self._rows[mine],
+            (lost_cpu[here], lost_from[here], lost_to[here]),
+            None,
+            None,
+            self.kind,
+        )
+        # the open ends stay only where the thread was in guest mode as far as this CPU knows
+        lo, hi = built.lo.copy(), built.hi.copy()
+        if self._kind[mine[0]] == _ENTRY:
+            lo[0] = hi[0]
+        if self._kind[mine[-1]] == _EXIT:
+            hi[-1] = lo[-1]
+        return replace(built, lo=lo, hi=hi)
 
     @cached_property
     def _switches(self) -> tuple[I64, I64, I64, I64] | None:
@@ -266,13 +325,26 @@ def _build(
         exit_rows.append(np.full(len(lo), -1, np.int64))
     if len(lost[0]):
         _split_at_losses(spans_lo, spans_hi, is_run, entry_rows, exit_rows, cpu[:-1][run], lost)
-    all_lo, all_hi = np.concatenate(spans_lo), np.concatenate(spans_hi)
-    all_run = np.concatenate(is_run)
+    lo, hi, run_or_not = np.concatenate(spans_lo), np.concatenate(spans_hi), np.concatenate(is_run)
     entry, leave = np.concatenate(entry_rows), np.concatenate(exit_rows)
+    return in_order(tid, base, lo, hi, run_or_not, entry, leave, made_of)
+
+
+def in_order(
+    tid: int,
+    base: int,
+    all_lo: I64,
+    all_hi: I64,
+    is_run: npt.NDArray[np.bool_],
+    entry: I64,
+    leave: I64,
+    made_of: WindowKind,
+) -> RunWindows:
+    """Windows of spans in any order that may overlap: each is trimmed to begin where those before it end."""
     order = np.lexsort((all_hi, all_lo))
-    lo, hi, is_run_sorted = all_lo[order], all_hi[order], all_run[order]
+    lo, hi, is_run_sorted = all_lo[order], all_hi[order], is_run[order]
     entry, leave = entry[order], leave[order]
-    # holes of several CPUs may overlap each other: trim each to begin where the spans so far end
+    # holes of several CPUs may overlap each other
     reach = np.maximum.accumulate(hi)
     lo = np.r_[lo[:1], np.maximum(lo[1:], reach[:-1])]
     keep = hi >= lo
