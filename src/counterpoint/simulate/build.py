@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from counterpoint.errors import UsageError
 from counterpoint.simulate.file_options import add_options
 from counterpoint.simulate.guest_events import make_guest, make_nested
 from counterpoint.simulate.host_events import make_hosts
@@ -23,6 +24,8 @@ def build(options: WorldOptions, rng: np.random.Generator) -> tuple[list[Host], 
     plan = make_plan(options, rng)
     times = make_times(plan)
     span = (0, int(times.begin[-1]))
+    if span[1] * max(counter.mult for counter in plan.hosts) >> 63:
+        raise UsageError("the world would last too long for its second host's counter: fewer events, or more vCPUs")
     counters = [
         make_counters(plan, index, times.begin, times.stints, times.slot) if vm.recorded else None
         for index, vm in enumerate(plan.vms)

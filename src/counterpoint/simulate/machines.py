@@ -127,7 +127,9 @@ def _lose(rng: np.random.Generator, count: int, losses: int) -> tuple[Bools, I64
     if not losses or count < 20:
         return keep, none, none
     begin = rng.integers(1, count, losses)
-    for first, size in zip(begin.tolist(), rng.geometric(min(1.0, 20 / count), losses).tolist(), strict=True):
+    # a twentieth of all events on average, or a tenth of them in many losses
+    sizes = rng.geometric(min(1.0, max(20, 10 * losses) / count), losses)
+    for first, size in zip(begin.tolist(), sizes.tolist(), strict=True):
         keep[first : first + size] = False
     # what is lost is overwritten by what comes later: the end is never lost
     keep[-1] = True

@@ -14,6 +14,7 @@ RAW_CLOCK = {"x86": "x86-tsc", "arm64": "mono_raw"}
 
 DEFAULT_KHZ = {"x86": 2_400_000, "arm64": 24_000}
 MAX_CPUS = 1024
+MIN_KHZ = 1000
 MAX_EVENTS = 1 << 30
 
 
@@ -96,6 +97,11 @@ class WorldOptions:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise UsageError(f"{name} {value} is not in {low}..{high}")
+        for name in ("khz", "khz_b", "guest_khz", "nested_khz"):
+            if 0 < getattr(self, name) < MIN_KHZ:
+                raise UsageError(f"{name} {getattr(self, name)} is below {MIN_KHZ}")
+        if self.khz_b and not self.host_khz // 4 <= self.khz_b <= self.host_khz * 4:
+            raise UsageError(f"khz_b {self.khz_b}: hosts whose rates are more than 4 times apart are not made")
         if "x86-tsc" in (self.clock, self.guest_clock) and self.arch == "arm64":
             raise UsageError("arm64 has no x86-tsc clock")
         if self.arch == "arm64" and (self.guest_khz or self.nested_khz):
@@ -194,6 +200,7 @@ def random_options(seed: int) -> WorldOptions:
     }
     scaled = x86 and rng.random() < 0.2
     losing = rng.random() < 0.25
+    cpus = rng.choice((1, 2, 2, 3, 4))
     forms: tuple[tuple[int, Compression], ...] = ((6, "none"), (7, "none"), (7, "zstd"))
     version, compression = rng.choice(forms)
     return WorldOptions(
@@ -201,7 +208,7 @@ def random_options(seed: int) -> WorldOptions:
         arch=arch,
         vms=maybe(0.15, 2, 1),
         vcpus=vcpus,
-        cpus=rng.choice((1, 2, 2, 3, 4)),
+        cpus=cpus,
         events=rng.choice((2_000, 3_000, 5_000, 8_000)),
         clock="" if clock == raw else clock,
         guest_clock="" if guest_clock == clock else guest_clock,
@@ -226,6 +233,7 @@ def random_options(seed: int) -> WorldOptions:
         lose=rng.randint(1, 12) if losing else 0,
         lose_guest=maybe(0.1, rng.randint(1, 4)),
         uncounted=rng.random() < 0.3,
+        unrecorded_cpus=maybe(0.15, 1) if cpus > 1 else 0,
         late_start=maybe(0.12, round(rng.uniform(0.01, 0.4), 3), 0.0),
         early_end=maybe(0.12, round(rng.uniform(0.01, 0.4), 3), 0.0),
         fast_exits=rng.choice((0.0, 0.3, 0.6, 0.9)),
