@@ -1,0 +1,96 @@
+"""All anchors of an epoch of a vCPU, held against the interval that the run windows left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from counterpoint.clocks.counter import I64, relative
+from counterpoint.proof.anchors import arm_timer, x86_tsc
+from counterpoint.proof.anchors.arm_timer import Gathered, GuestTimers, HostTimers
+from counterpoint.proof.anchors.model import Found, Tightened, combine
+from counterpoint.proof.anchors.mono import MonoClock
+from counterpoint.proof.feasible import Interval
+from counterpoint.traces.recording import Recording
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """An epoch of a vCPU as windows left it: thread ``tid`` runs ``guest_cpu`` at an offset in ``windows`` (closed).
+
+    ``rows`` i64[n]: guest rows that surely belong to it; anchors outside their span are not looked at.
+    """
+
+    tid: int
+    guest_cpu: int
+    windows: Interval
+    rows: I64
+
+
+class Anchors:
+    """Finds the anchors of a guest's vCPUs; what both recordings hold is decoded once.
+
+    ``host_clock``: that of the host, where it serves several guests. ``trust_boot``: see ``MonoClock.is_mono_raw``.
+    """
+
+    def __init__(
+        self, host: Recording, guest: Recording, *, host_clock: MonoClock | None = None, trust_boot: bool = True
+    ) -> None:
+        """Take the recordings; nothing is decoded yet."""
+        self.host, self.guest = host, guest
+        self._clocks = host_clock or MonoClock(host), MonoClock(guest)
+        self._trust_boot = trust_boot
+
+    @cached_property
+    def _timers(self) -> tuple[HostTimers, GuestTimers] | None:
+        """Both sides of the virtual timer; None where a recording holds nothing of it."""
+        if not all(clock.is_usable for clock in self._clocks):
+            return None
+        host, guest = arm_timer.timers(*self._clocks, trust_boot=self._trust_boot)
+        return (host, guest) if host.is_usable and guest.is_usable else None
+
+    def tighten(self, epochs: Sequence[Bounded]) -> list[Tightened]:
+        """Cut what windows left of each epoch of the guest's vCPUs by the anchors in it."""
+        gathered = [self._gather(epoch) for epoch in epochs]
+        out = []
+        for index, epoch in enumerate(epochs):
+            own = gathered[index]
+            found: list[Found | None] = []
+            if own is not None and self._timers is not None:
+                others = [other for at, other in enumerate(gathered) if at != index and other is not None]
+                found.append(arm_timer.find(*self._timers, own, others))
+            span = self._span(epoch)
+            if span is not None:
+                found += x86_tsc.find(self.host, self.guest, epoch.tid, epoch.windows, span)
+            out.append(combine(epoch.windows, (kind for kind in found if kind is not None)))
+        return out
+
+    def _gather(self, epoch: Bounded) -> Gathered | None:
+        span = self._span(epoch)
+        if span is None or self._timers is None:
+            return None
+        return arm_timer.gather(*self._timers, epoch.tid, epoch.guest_cpu, epoch.windows, span)
+
+    def _span(self, epoch: Bounded) -> Interval | None:
+        """Where the epoch's first and last event lie in host time, at all offsets that windows allow."""
+        if not len(epoch.rows) or epoch.windows[0] > epoch.windows[1]:
+            return None
+        when = relative(self.guest.stamp[epoch.rows], self.guest.base)
+        begin = int(when.min()) + self.guest.base - epoch.windows[0]
+        end = int(when.max()) + self.guest.base - epoch.windows[1]
+        return begin, end
+
+
+def tighten(
+    host: Recording,
+    guest: Recording,
+    tid: int,
+    guest_cpu: int,
+    windows: Interval,
+    rows: I64,
+    *,
+    trust_boot: bool = True,
+) -> Tightened:
+    """``Anchors.tighten`` for one epoch of one vCPU alone."""
+    return Anchors(host, guest, trust_boot=trust_boot).tighten([Bounded(tid, guest_cpu, windows, rows)])[0]
