@@ -250,6 +250,12 @@ def test_a_world_is_written_once_and_overwrites_only_when_told(tmp_path):
         World(WorldOptions(events=1000)).write(tmp_path / "file")
 
 
+def test_a_scaled_guest_on_a_counter_that_wraps_is_refused():
+    for how in ({"guest_khz": 1_000_000}, {"nested": 1, "nested_khz": 1_000_000}):
+        with pytest.raises(UsageError, match="would jump"):
+            World(WorldOptions(start=(1 << 64) - 10**7, events=2000, **how))
+
+
 def test_a_stamp_outside_of_the_world_is_refused(tmp_path):
     made = make(tmp_path)
     start = made.truth["clocks"]["host"]["counter"]["start"]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from counterpoint.clocks.counter import MASK
 from counterpoint.errors import UsageError
 from counterpoint.simulate.file_options import add_options
 from counterpoint.simulate.guest_events import make_guest, make_nested
 from counterpoint.simulate.host_events import make_hosts
 from counterpoint.simulate.members import Guest, Host
 from counterpoint.simulate.options import WorldOptions
-from counterpoint.simulate.plan import (
-    make_counters,
-    make_plan,
-)
+from counterpoint.simulate.plan import Plan, VmCounters, make_counters, make_plan
 from counterpoint.simulate.rates import MachineRates, host_hz
 from counterpoint.simulate.times import make_times
 from counterpoint.simulate.truth import Steps, TraceClock
@@ -30,6 +30,7 @@ def build(options: WorldOptions, rng: np.random.Generator) -> tuple[list[Host], 
         make_counters(plan, index, times.begin, times.stints, times.slot) if vm.recorded else None
         for index, vm in enumerate(plan.vms)
     ]
+    _refuse_jumps(plan, counters, span[1])
     host_clocks, host_monos = [], []
     for number, counter in enumerate(plan.hosts):
         hz = host_hz(plan, number)
@@ -52,3 +53,12 @@ def build(options: WorldOptions, rng: np.random.Generator) -> tuple[list[Host], 
         guests.append(make_nested(plan, guests[0], counters[0], times, span))
     add_options(plan, hosts, guests)
     return hosts, guests, span
+
+
+def _refuse_jumps(plan: Plan, counters: Sequence[VmCounters | None], end: int) -> None:
+    """UsageError where a host's counter passes 2^64 under a scaled guest: KVM scales what is left of it then."""
+    wraps = [host.start + (end * host.mult >> host.shift) > MASK for host in plan.hosts]
+    default = 1 << plan.options.frac
+    scaled = [wraps[s.host] and s.ratio != default for its in counters if its for s in its.common.settings]
+    if any(scaled) or (wraps[0] and plan.options.nested_khz):
+        raise UsageError("a scaled guest's counter would jump where the host's passes 2^64: start it lower")

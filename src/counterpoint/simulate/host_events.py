@@ -65,7 +65,7 @@ def make_hosts(
         silent: frozenset[int] = frozenset()
         if number == 0:
             seen = (int(span[1] * options.late_start), span[1] - int(span[1] * options.early_end))
-            silent = frozenset(plan.rng.permutation(options.cpus)[: options.unrecorded_cpus].tolist())
+            silent = _silent_cpus(plan, times)
         out.append(
             Host(
                 Machine(
@@ -77,6 +77,15 @@ def make_hosts(
             )
         )  # fmt: skip
     return out
+
+
+def _silent_cpus(plan: Plan, times: Times) -> frozenset[int]:
+    """The first host's CPUs that are not recorded: such as run vCPUs first, but one of those is recorded."""
+    options = plan.options
+    cpus = plan.rng.permutation(options.cpus)
+    used = np.isin(cpus, times.stints.cpu)
+    ordered = np.r_[cpus[used][1:], cpus[~used], cpus[used][:1]]
+    return frozenset(ordered[: options.unrecorded_cpus].tolist())
 
 
 def _host_tasks(plan: Plan) -> dict[int, str]:
