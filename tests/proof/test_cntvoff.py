@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from counterpoint.clocks.arch_counter import Lattice, find_lattice, k_of_timekeeper, scale_of
 from counterpoint.proof.cntvoff import CounterPair, Spans, TickCheck, change
 from counterpoint.proof.fit import Thread
-from counterpoint.proof.windows import FOREVER, HostActivity
+from counterpoint.proof.windows import HostActivity
 from counterpoint.timeline.sync import SyncResult, sync
 from helpers import RECORDINGS
 
@@ -183,11 +183,10 @@ def test_the_true_cntvoff_is_proved_and_one_off_by_more_is_refuted(name: str) ->
                     if c[0] <= right["offset_range"][1] and right["offset_range"][0] <= c[1]
                 )
                 middle = (within[0] + within[1]) // 2
-                at_host = (stamps - np.uint64((middle + activity.base) % (1 << 64))).view(np.int64)
-                at = np.searchsorted(thread.lo, at_host, side="right") - 1
-                lo, hi = thread.lo[at], thread.hi[at]
-                base = np.uint64(activity.base)
-                spans = Spans(stamps, lo.view(np.uint64) + base, hi.view(np.uint64) + base, lo > -FOREVER, hi < FOREVER)
+                spans = Spans.at(stamps, middle, thread)
+                if guest.parent == result.host_name:
+                    with pytest.raises(ValueError, match="into gaps"):
+                        Spans.at(stamps, within[1] + 1, thread)
                 index, value = pair.index_range(spans), right["cntvoff"]
                 assert index is not None
                 found_range = pair.cntvoff(index)

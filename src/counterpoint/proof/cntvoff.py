@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from counterpoint.clocks.arch_counter import Lattice
-from counterpoint.clocks.counter import I64, U64, Bools
+from counterpoint.clocks.counter import I64, MASK, U64, Bools
 from counterpoint.proof.feasible import Interval
+from counterpoint.proof.fit import Thread
+from counterpoint.proof.windows import FOREVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,21 @@ class Spans:
     hi: U64
     lo_known: Bools
     hi_known: Bools
+
+    @classmethod
+    def at(cls, guest: U64, offset: int, thread: Thread) -> Spans:
+        """The spans of ``thread`` that an offset (guest stamp minus host stamp) puts the events u64[n] in.
+
+        ValueError where it puts one into a gap.
+        """
+        base = thread.windows.base
+        host = (guest - np.uint64((offset + base) & MASK)).view(np.int64)
+        span = np.searchsorted(thread.lo, host, side="right") - 1
+        lo, hi = thread.lo[span], thread.hi[span]
+        if (host > hi).any():
+            raise ValueError(f"offset {offset} puts {int((host > hi).sum())} events into gaps")
+        first = np.uint64(base)
+        return cls(guest, lo.view(np.uint64) + first, hi.view(np.uint64) + first, lo > -FOREVER, hi < FOREVER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,8 @@ import numpy as np
 from counterpoint.clocks.arch_counter import Lattice
 from counterpoint.clocks.counter import I64, U64, Bools, relative
 from counterpoint.proof.anchors.model import Anchor, Found, Side
-from counterpoint.proof.anchors.mono import Domain, MonoClock
+from counterpoint.proof.anchors.mono import Domain, MonoClock, unbroken
 from counterpoint.proof.feasible import Interval
-from counterpoint.traces.recording import Recording
 
 KIND = "virtual timer"
 
@@ -177,15 +176,6 @@ class HostTimers:
         pid = self.host.pid[rows]
         part = slice(int(np.searchsorted(pid, tid, "left")), int(np.searchsorted(pid, tid, "right")))
         return rows[part], kind[part], ctl[part], index[part], cval[part]
-
-
-def unbroken(recording: Recording, first: I64, last: I64) -> Bools:
-    """Whether the rows ``first`` and ``last`` i64[n] are of one stream, in order, with no events lost between them."""
-    lost = np.sort(recording.losses.row)
-    ok: Bools = recording.stream_of[first] == recording.stream_of[last]
-    ok &= first <= last
-    ok &= np.searchsorted(lost, first, "right") == np.searchsorted(lost, last, "right")
-    return ok
 
 
 def _live(ctl: I64) -> Bools:

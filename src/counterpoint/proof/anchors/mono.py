@@ -103,8 +103,9 @@ class MonoClock:
             return none, none.view(np.uint64), none.view(np.uint64)
         now = r.column(event, "now", rows).astype(np.int64)
         stream = r.stream_of[rows]
-        # of the timers that one ``now`` expires only the first has nothing between
-        first = np.r_[True, (now[1:] != now[:-1]) | (stream[1:] != stream[:-1])]
+        # of the timers that one ``now`` expires only the first is near it: the one before was seen, and had another
+        first = np.r_[False, (now[1:] != now[:-1]) & (stream[1:] == stream[:-1])]
+        first[1:] &= unbroken(r, rows[:-1], rows[1:])
         keep = first & self._monotonic(rows)
         rows, now = rows[keep], now[keep]
         before = np.sort(np.concatenate([r.rows(r.format_named(*name)) for name in _BEFORE]))
@@ -212,6 +213,15 @@ class MonoClock:
         high = _reach(end, high, end - begin, at, slope)
         low = -_reach(end, -low, end - begin, at, slope)
         return low, high
+
+
+def unbroken(recording: Recording, first: I64, last: I64) -> Bools:
+    """Whether the rows ``first`` and ``last`` i64[n] are of one stream, in order, with no events lost between them."""
+    lost = np.sort(recording.losses.row)
+    ok: Bools = recording.stream_of[first] == recording.stream_of[last]
+    ok &= first <= last
+    ok &= np.searchsorted(lost, first, "right") == np.searchsorted(lost, last, "right")
+    return ok
 
 
 def _reach(end: I64, bound: I64, length: I64, at: I64, slope: int) -> I64:
