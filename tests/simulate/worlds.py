@@ -149,6 +149,8 @@ def check_epochs(made: Made, name: str, guest: dict[str, Any], vcpu: dict[str, A
         parents, guests = events.parent_stamp[mine].tolist(), events.true_stamp[mine].tolist()
         if not nested:
             check_span(made, epoch, events.host_stamp[mine].tolist())
+            if "counter" in epoch:
+                check_exactly(made, guest, epoch, events.t[mine].tolist(), guests)
         for parent, stamp in zip(parents, guests, strict=True):
             if epoch["unit"] == "ticks":
                 scaled = parent * epoch.get("ratio", 1) >> epoch.get("frac_bits", 0)
@@ -163,6 +165,20 @@ def check_epochs(made: Made, name: str, guest: dict[str, Any], vcpu: dict[str, A
         for row in range(0, len(events.t), 211):
             low, high = made.world.guest_at(name, cpu, int(events.host_stamp[row]), host=int(events.host[row]))
             assert signed(int(events.true_stamp[row]) - low) >= 0 and signed(high - int(events.true_stamp[row])) >= 0
+
+
+def check_exactly(
+    made: Made, guest: dict[str, Any], epoch: dict[str, Any], times: list[int], stamps: list[int]
+) -> None:
+    """A guest's ns follow from hidden time by the host's counter, the epoch's relation and the guest's segments."""
+    counter = made.truth["clocks"][epoch.get("host", "host")]["counter"]
+    segments, relation = guest["clock"]["segments"], epoch["counter"]
+    for t, stamp in zip(times, stamps, strict=True):
+        host = (counter["start"] + (t * counter["mult"] >> counter["shift"])) & MASK
+        value = (host * relation["ratio"] >> relation["frac_bits"]) + relation["offset"]
+        segment = [s for s in segments if signed(value - s["from_counter"]) >= 0][-1]
+        progress = (value - segment["from_counter"]) & MASK
+        assert stamp == (segment["ns"] + (progress * segment["mult"] + segment["frac"] >> segment["shift"])) & MASK
 
 
 def check_span(made: Made, epoch: dict[str, Any], stamps: list[int]) -> None:

@@ -145,6 +145,8 @@ def epochs(
         else:
             points = _line(host, guest, span[0] if begin is None else begin, span[1] if end is None else end - 1)
             epoch |= {"unit": "line", "line": points}
+        if guest.ns is not None:
+            epoch["counter"] = {name: setting[name] for name in ("ratio", "frac_bits", "offset")}
         out.append(epoch)
     return out
 
