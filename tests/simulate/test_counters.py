@@ -16,6 +16,7 @@ from counterpoint.simulate.counters import (
     combined,
     kvm_ratio,
     mult_shift,
+    pvclock_scale,
     scaled,
 )
 
@@ -69,6 +70,16 @@ def test_l2_is_what_kvm_makes_of_both_levels(host, l1_ratio, l1_offset, l12_rati
 )
 def test_factors_are_those_that_kernels_use(hz, mult, shift):
     assert clocksource_mult_shift(hz) == (mult, shift)
+
+
+@pytest.mark.parametrize(
+    ("hz", "mul", "shift"),
+    # div_frac(10^9, hz shifted until it is in 10^9..2 * 10^9)
+    [(2_400_000_000, (10**9 << 32) // 1_200_000_000, -1), (1_500_000_000, (10**9 << 32) // 1_500_000_000, 0),
+     (4_100_000_000, (10**9 << 32) // 1_025_000_000, -2), (800_000_000, (10**9 << 32) // 1_600_000_000, 1)],
+)  # fmt: skip
+def test_kvm_clocks_factors(hz, mul, shift):
+    assert pvclock_scale(hz) == (mul, shift)
 
 
 def test_factors_keep_the_rate():

@@ -177,6 +177,25 @@ class TestFeatures:
 
         assert values == {0} | {e["cntvoff"] for v in made.truth["guests"][0]["vcpus"] for e in v["epochs"]}
 
+    def test_kvm_clock_is_what_kvm_said(self, tmp_path):
+        made = make(tmp_path, guest_clock="local", pvclock=True, events=6000)
+        host, guest = made.recordings["host"], made.truth["guests"][0]
+        event = host.format_named("kvm", "kvm_pvclock_update")
+        rows = host.rows(event)
+        rows = rows[host.column(event, "vcpu_id", rows) == 1]
+        names = ("tsc_timestamp", "system_time", "tsc_to_system_mul", "tsc_shift")
+        updates = zip(host.stamp[rows].tolist(), *(host.column(event, n, rows).tolist() for n in names), strict=True)
+        updates = sorted(updates)
+        events = made.world.events("guest", 1)
+        offset = guest["vcpus"][1]["epochs"][0]["counter"]["offset"]
+
+        assert len(updates) == 4
+        for stamp, at in zip(events.true_stamp.tolist(), events.host_stamp.tolist(), strict=True):
+            _, tsc, system_time, mul, shift = [u for u in updates if u[0] <= at][-1]
+            ticks = (at + offset - tsc) & MASK
+            ns = system_time + ((ticks >> -shift) * mul >> 32)
+            assert stamp == ns - guest["kvm_sched_clock_offset"]
+
     def test_files_say_what_they_are_told_to(self, tmp_path):
         for kind in ("true", "wrong", "nested", "zero"):
             made = make(tmp_path / kind, time_shift=kind, error=777, guest_option=True, tsc2nsec=True)
@@ -228,6 +247,8 @@ def test_formats_are_laid_out_as_their_dtypes():
         ({"vcpus": 1, "hotplug": True}, "comes later"),
         ({"migrate": True, "nested": 1}, "nested"),
         ({"drift_ppm": float("nan")}, "drift_ppm"),
+        ({"pvclock": True}, "kvm-clock"),
+        ({"pvclock": True, "clock": "local", "khz": 1_000_000}, "above 1000000 kHz"),
         ({"khz": 999}, "khz 999 is below 1000"),
         ({"khz_b": 9_700_000, "migrate": True}, "4 times apart"),
     ],

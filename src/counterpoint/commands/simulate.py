@@ -30,6 +30,7 @@ _HELP: dict[str, dict[str, tuple[str, str]]] = {
         "guest_khz": ("KHZ", "x86: the guests' TSC is scaled to this rate"),
         "frac": ("BITS", "bits after the point of the ratio: 48 (Intel) or 32 (AMD)"),
         "drift_ppm": ("PPM", "guests' clocks in ns run off by so much"),
+        "pvclock": ("", "x86: guests' local is kvm-clock, and the host records kvm_pvclock_update"),
         "slews": ("N", "how often NTP changes the rates of mono and boot, on each machine"),
         "steps": ("N", "how often the guests' mono and boot step"),
     },

@@ -99,6 +99,19 @@ class GuestCounter:
         return out
 
 
+def pvclock_scale(hz: int) -> tuple[int, int]:
+    """(tsc_to_system_mul, tsc_shift) that KVM gives a guest of ``hz`` (kvm_get_time_scale, arch/x86/kvm/x86.c).
+
+    ``ns = ((ticks << tsc_shift) * tsc_to_system_mul) >> 32``, a shift to the right where tsc_shift is negative.
+    """
+    shift = 0
+    while hz > 2 * NS_PER_SEC or hz >> 32:
+        hz, shift = hz >> 1, shift - 1
+    while hz <= NS_PER_SEC:
+        hz, shift = hz << 1, shift + 1
+    return (NS_PER_SEC << 32) // hz, shift
+
+
 def mult_shift(hz: int, seconds: int) -> tuple[int, int]:
     """(mult, shift) of a counter of ``hz`` that must not overflow in ``seconds`` (clocks_calc_mult_shift)."""
     room = 32
@@ -123,7 +136,7 @@ def clocksource_mult_shift(hz: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """From hidden time ``since``: ``ns + (((counter now - counter) * mult + frac) >> shift)``."""
+    """From hidden time ``since``: ``ns + ((((counter now - counter) >> pre) * mult + frac) >> shift)``."""
 
     since: int
     counter: int
@@ -131,6 +144,7 @@ class Segment:
     frac: int
     mult: int
     shift: int
+    pre: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,6 +152,22 @@ class NsClock:
     """A clock in ns over a counter, in segments of one rate each."""
 
     segments: tuple[Segment, ...]
+
+    @classmethod
+    def kvm_clock(cls, counter_at: Callable[[int], int], begin_ns: int, updates: Sequence[int], hz: int) -> NsClock:
+        """A guest's kvm-clock: at hidden times ``updates``, the first 0, KVM gives it a new pair of TSC and ns.
+
+        pvclock_scale_delta, arch/x86/include/asm/pvclock.h; for guests above 1 GHz, whose tsc_shift is not positive.
+        """
+        mult, shift = pvclock_scale(hz)
+        segments: list[Segment] = []
+        for since in updates:
+            counter = counter_at(since)
+            if segments:
+                last = segments[-1]
+                begin_ns = last.ns + (((counter - last.counter) & MASK) >> -shift) * mult // (1 << 32)
+            segments.append(Segment(since, counter, begin_ns, 0, mult, 32, -shift))
+        return cls(tuple(segments))
 
     @classmethod
     def build(
@@ -167,7 +197,7 @@ class NsClock:
             array = np.array([v & MASK for v in values], np.uint64)
             return array[which] if len(array) > 1 else array
 
-        delta = counter - column([s.counter for s in self.segments])
+        delta = (counter - column([s.counter for s in self.segments])) >> np.uint64(self.segments[0].pre)
         mult, frac = column([s.mult for s in self.segments]), column([s.frac for s in self.segments])
         shift = np.uint64(self.segments[0].shift)
         # the low product has at most 2^64 - 2^33, so the fraction below 2^32 fits

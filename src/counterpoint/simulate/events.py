@@ -18,7 +18,8 @@ from counterpoint.clocks.counter import I64
 _CODES = {
     "int": "<i4", "pid_t": "<i4", "s32": "<i4", "unsigned int": "<u4", "u32": "<u4", "__u32": "<u4",
     "long": "<i8", "s64": "<i8", "unsigned long": "<u8", "u64": "<u8", "__u64": "<u8", "void *": "<u8",
-    "bool": "u1", "unsigned short": "<u2", "unsigned char": "u1", "__data_loc char[]": "<u4",
+    "bool": "u1",
+    "__s8": "i1", "__u8": "u1", "unsigned short": "<u2", "unsigned char": "u1", "__data_loc char[]": "<u4",
 }  # fmt: skip
 _COMMON = (
     ("unsigned short", "common_type"),
@@ -137,6 +138,14 @@ KVM_WRITE_TSC_OFFSET = EventKind(
     ("unsigned int vcpu_id", "__u64 previous_tsc_offset", "__u64 next_tsc_offset"),
     '"vcpu=%u prev=%llu next=%llu", REC->vcpu_id, REC->previous_tsc_offset, REC->next_tsc_offset',
 )  # fmt: skip
+KVM_PVCLOCK_UPDATE = EventKind(
+    1419, "kvm", "kvm_pvclock_update",
+    ("unsigned int vcpu_id", "__u32 version", "__u64 tsc_timestamp", "__u64 system_time", "__u32 tsc_to_system_mul",
+     "__s8 tsc_shift", "__u8 flags"),
+    '"vcpu_id %u, pvclock { version %u, tsc_timestamp 0x%llx, system_time 0x%llx, tsc_to_system_mul 0x%x, '
+    'tsc_shift %d, flags 0x%x }", REC->vcpu_id, REC->version, REC->tsc_timestamp, REC->system_time, '
+    "REC->tsc_to_system_mul, REC->tsc_shift, REC->flags",
+)  # fmt: skip
 KVM_ENTRY_ARM64 = EventKind(65, "kvm", "kvm_entry", ("unsigned long vcpu_pc",), '"PC: 0x%016lx", REC->vcpu_pc')
 KVM_EXIT_ARM64 = EventKind(
     64, "kvm", "kvm_exit", ("int ret", "unsigned int esr_ec", "unsigned long vcpu_pc"),
@@ -192,7 +201,15 @@ SYS_EXIT = EventKind(347, "raw_syscalls", "sys_exit", ("long id", "long ret"), '
 _BOTH = (PRINT, KVM_USERSPACE_EXIT, SET_CNTVOFF, SCHED_SWITCH, SCHED_WAKING, IRQ_ENTRY, IRQ_EXIT, HRTIMER_EXPIRE_ENTRY,
          SYS_ENTER, SYS_EXIT)  # fmt: skip
 KINDS = {
-    "x86": (KVM_ENTRY_X86, KVM_EXIT_X86, KVM_NESTED_VMENTER, KVM_NESTED_VMEXIT, KVM_WRITE_TSC_OFFSET, *_BOTH),
+    "x86": (
+        KVM_ENTRY_X86,
+        KVM_EXIT_X86,
+        KVM_NESTED_VMENTER,
+        KVM_NESTED_VMEXIT,
+        KVM_WRITE_TSC_OFFSET,
+        KVM_PVCLOCK_UPDATE,
+        *_BOTH,
+    ),
     "arm64": (KVM_ENTRY_ARM64, KVM_EXIT_ARM64, KVM_NESTED_ERET, KVM_INJECT_NESTED, *_BOTH),
 }
 """All events that a machine of each architecture may record."""

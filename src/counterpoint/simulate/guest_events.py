@@ -35,7 +35,7 @@ def make_guest(plan: Plan, vm: Vm, its: VmCounters, times: Times, host_of: Steps
     options, stints = plan.options, times.stints
     hz = guest_hz(plan)
     rates = MachineRates(plan, span, hz, drift=options.drift_ppm, steps=options.steps, stands=its.stands)
-    in_ns = rates.clock(options.guests_clock, counter_of(its.common))
+    in_ns = its.kvm_clock or rates.clock(options.guests_clock, counter_of(its.common))
     clocks = [TraceClock(options.guests_clock, its.common if in_ns else c, in_ns) for c in its.vcpus]
     mono = TraceClock("mono", its.common, rates.clock("mono", counter_of(its.common)))
     begin, end = np.searchsorted(stints.thread, [vm.first, vm.first + vm.vcpus]).tolist()
@@ -59,7 +59,10 @@ def make_guest(plan: Plan, vm: Vm, its: VmCounters, times: Times, host_of: Steps
         names if options.cmdlines else {}, losses=options.lose_guest, counted=not options.uncounted,
     )  # fmt: skip
     tids = tuple(t[vm.first : vm.first + vm.vcpus].tolist() for t in plan.tids[: len(plan.hosts)])
-    return Guest(machine, None, tids, its.vcpus, clocks, host_of, parent_cpu, options.arch == "arm64")
+    arm64 = options.arch == "arm64"
+    return Guest(
+        machine, None, tids, its.vcpus, clocks, host_of, parent_cpu, arm64, sched_clock_offset=its.sched_clock_offset
+    )
 
 
 def l2_tids_of(plan: Plan) -> list[int]:

@@ -19,6 +19,7 @@ from counterpoint.simulate.events import (
     KVM_NESTED_ERET,
     KVM_NESTED_VMENTER,
     KVM_NESTED_VMEXIT,
+    KVM_PVCLOCK_UPDATE,
     KVM_USERSPACE_EXIT,
     KVM_WRITE_TSC_OFFSET,
     SCHED_SWITCH,
@@ -135,6 +136,7 @@ def _host_blocks(
         for its, vm in zip(counters, plan.vms, strict=True):
             if its is not None:
                 blocks += _write_blocks(plan, times, its, vm, stint_tid)
+                blocks += _pvclock_blocks(times, its, vm, stint_tid)
         if options.probes and options.arch == "arm64":
             blocks += _probe_blocks(plan, times, counters, stint_tid)
     blocks += _switch_blocks(plan, times, stint_tid, now)
@@ -204,6 +206,26 @@ def _write_blocks(plan: Plan, times: Times, its: VmCounters, vm: Vm, stint_tid: 
     }
     t = np.array([done.t for done in its.writes], np.int64)
     return [Block(KVM_WRITE_TSC_OFFSET, t, times.stints.cpu[stint], stint_tid[stint], values)]
+
+
+def _pvclock_blocks(times: Times, its: VmCounters, vm: Vm, stint_tid: I64) -> list[Block]:
+    """kvm_pvclock_update for each vCPU that is told of a new pair of TSC and ns (kvm_guest_time_update)."""
+    if its.kvm_clock is None or not its.updates:
+        return []
+    segments = {segment.since: segment for segment in its.kvm_clock.segments}
+    used = [segments[update.since if update.write.change.end else 0] for update in its.updates]
+    stint = np.array([update.write.stint for update in its.updates], np.int64)
+    values = {
+        "vcpu_id": np.array([update.write.thread - vm.first for update in its.updates], np.int64),
+        "version": np.array([2 * update.write.change.end + 2 for update in its.updates], np.int64),
+        "tsc_timestamp": np.array([segment.counter & MASK for segment in used], np.uint64),
+        "system_time": np.array([segment.ns + its.sched_clock_offset for segment in used], np.uint64),
+        "tsc_to_system_mul": np.array([segment.mult for segment in used], np.uint32),
+        "tsc_shift": np.array([-segment.pre for segment in used], np.int8),
+        "flags": 1,  # PVCLOCK_TSC_STABLE_BIT
+    }
+    t = np.array([update.t for update in its.updates], np.int64)
+    return [Block(KVM_PVCLOCK_UPDATE, t, times.stints.cpu[stint], stint_tid[stint], values)]
 
 
 def _probe_blocks(plan: Plan, times: Times, counters: Sequence[VmCounters | None], stint_tid: I64) -> list[Block]:

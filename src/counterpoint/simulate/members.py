@@ -40,6 +40,7 @@ class Guest:
 
     ``tids``: of each vCPU, on each host; ``counters``: of each vCPU; ``clocks``: of each vCPU; L2's of each L1
     CPU, which ``parent_cpu`` says. ``host_of``: the host it is on. ``parent`` None: the host.
+    ``sched_clock_offset``: how far kvm-clock is ahead of its trace clock local, where that shows it.
     """
 
     machine: Machine
@@ -51,6 +52,7 @@ class Guest:
     parent_cpu: list[Steps]
     arm64: bool
     given: tuple[int, int] | None = None
+    sched_clock_offset: int = 0
 
     def parent_stamps(self, cpu: int, t: I64) -> U64:
         """The stamps of L1's CPU ``cpu``."""
@@ -94,6 +96,8 @@ class Guest:
     def more_truth(self) -> dict[str, Any]:
         """What truth.json says of the guest beyond its vCPUs' epochs."""
         out: dict[str, Any] = {"clock": self.clocks[0].truth()}
+        if self.sched_clock_offset:
+            out["kvm_sched_clock_offset"] = self.sched_clock_offset
         if self.parent is None:
             return out
         assert self.given is not None

@@ -15,6 +15,7 @@ RAW_CLOCK = {"x86": "x86-tsc", "arm64": "mono_raw"}
 DEFAULT_KHZ = {"x86": 2_400_000, "arm64": 24_000}
 MAX_CPUS = 1024
 MIN_KHZ = 1000
+PVCLOCK_KHZ = 1_000_000
 MAX_EVENTS = 1 << 30
 
 
@@ -57,6 +58,7 @@ class WorldOptions:
     hotplug: bool = False
     silent: bool = False
     probes: bool = False
+    pvclock: bool = False
     guest_khz: int = 0
     frac: int = 48
     drift_ppm: float = 0.0
@@ -110,6 +112,10 @@ class WorldOptions:
             raise UsageError("a guest cannot write arm64's counter")
         if self.arch == "x86" and self.probes:
             raise UsageError("probes log CNTVOFF, which only arm64 has")
+        if self.pvclock and (self.arch != "x86" or self.guests_clock != "local"):
+            raise UsageError("pvclock: x86 guests whose trace clock is local have it from kvm-clock")
+        if self.pvclock and (self.guest_khz or self.host_khz) <= PVCLOCK_KHZ:
+            raise UsageError(f"pvclock is for guests above {PVCLOCK_KHZ} kHz")
         if self.migrate and self.nested:
             raise UsageError("a VM that runs nested guests is not migrated here")
         if self.frac not in (32, 48):
@@ -199,6 +205,7 @@ def random_options(seed: int) -> WorldOptions:
         "hotplug": vcpus > 1 and rng.random() < 0.1,
     }
     scaled = x86 and rng.random() < 0.2
+    guest_khz = int(khz * rng.uniform(0.4, 2.5)) if scaled else 0
     losing = rng.random() < 0.25
     # a scaled guest's counter jumps where the host's wraps
     starts = (0, (1 << 63) - 10**8, (1 << 59) - 10**8, *(() if scaled else ((1 << 64) - 10**8,)))
@@ -220,7 +227,7 @@ def random_options(seed: int) -> WorldOptions:
         **jumps,
         silent=rng.random() < 0.4,
         probes=not x86 and rng.random() < 0.3,
-        guest_khz=int(khz * rng.uniform(0.4, 2.5)) if scaled else 0,
+        guest_khz=guest_khz,
         frac=rng.choice((32, 48)),
         drift_ppm=round(rng.uniform(-200, 200), 3) if not exact and rng.random() < 0.6 else 0.0,
         slews=0 if exact else maybe(0.5, rng.randint(1, 6)),
@@ -250,4 +257,5 @@ def random_options(seed: int) -> WorldOptions:
         uname=rng.random() < 0.9,
         version=version,
         compression=compression,
+        pvclock=x86 and guest_clock == "local" and min(khz, guest_khz or khz) > PVCLOCK_KHZ and rng.random() < 0.5,
     )

@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from counterpoint.clocks.counter import I64, to_signed
-from counterpoint.simulate.counters import GuestCounter, HostCounter, Setting, combined, kvm_ratio, scaled
+from counterpoint.simulate.counters import GuestCounter, HostCounter, NsClock, Setting, combined, kvm_ratio, scaled
 from counterpoint.simulate.options import WorldOptions
 from counterpoint.simulate.schedule import Stints, sticky_choice
 
 HOST_EVENTS_A_WINDOW = 2.45
 GUEST_EVENTS_A_WINDOW = 2.2
 NESTED_ROUND = 8
+PVCLOCK_UPDATES = 3
 STANDS = 0.08
 """How long a pause lasts on average, as a share of the world's time without it."""
 
@@ -122,11 +123,13 @@ def _changes(options: WorldOptions, rng: np.random.Generator, rounds: int) -> li
     if options.migrate:
         begin = int(rng.integers(2 * rounds // 5, 3 * rounds // 5))
         out.append(Change("migrate", 0, begin, begin + 2))
+    if options.pvclock:
+        out += [Change("pvclock", vm, 0, 0) for vm in range(options.vms)]
     kinds = ["pause"] * options.pauses + ["restore"] * options.restores + ["write"] * options.writes
-    kinds += ["hotplug"] * options.hotplug
+    kinds += ["hotplug"] * options.hotplug + ["pvclock"] * (PVCLOCK_UPDATES * options.pvclock)
     free = rng.permutation(np.arange(rounds // 8, rounds - rounds // 8 - 2)).tolist()
     for kind in kinds:
-        stands = 0 if kind in ("write", "hotplug") else 1 + int(rng.integers(0, max(1, rounds // 20)))
+        stands = 0 if kind in ("write", "hotplug", "pvclock") else 1 + int(rng.integers(0, max(1, rounds // 20)))
         vm = 0 if kind == "hotplug" else int(rng.integers(0, options.vms))
         vcpu = int(rng.integers(0, options.vcpus)) if kind == "write" else -1
         if kind == "hotplug":
@@ -217,17 +220,30 @@ class WriteDone:
     after: int
 
 
+@dataclass(frozen=True, slots=True)
+class PvUpdate:
+    """A vCPU told, at ``t``, of the kvm-clock that holds since ``since``."""
+
+    write: Write
+    t: int
+    since: int
+
+
 @dataclass
 class VmCounters:
     """A VM's counters: ``common`` for what all vCPUs share (clocks in ns), ``vcpus`` for each one's own TSC.
 
     ``stands``: hidden times (from, to) at which the VM does not run, and its counters are put back to the first.
+    ``kvm_clock``: what its trace clock local shows, kvm-clock minus ``sched_clock_offset``; ``updates`` of it.
     """
 
     common: GuestCounter
     vcpus: list[GuestCounter]
     writes: list[WriteDone]
     stands: list[tuple[int, int]]
+    kvm_clock: NsClock | None
+    sched_clock_offset: int
+    updates: list[PvUpdate]
 
 
 def make_counters(plan: Plan, vm_index: int, begin: I64, stints: Stints, slot: int) -> VmCounters:
@@ -253,6 +269,7 @@ def make_counters(plan: Plan, vm_index: int, begin: I64, stints: Stints, slot: i
     common = [Setting(0, 0, ratios[0], base)]
     own = [[Setting(0, 0, ratios[0], to_signed(base + spread[v]))] for v in range(vm.vcpus)]
     done: list[WriteDone] = []
+    updates: list[PvUpdate] = []
     for change in plan.changes:
         if change.vm != vm_index:
             continue
@@ -268,6 +285,9 @@ def make_counters(plan: Plan, vm_index: int, begin: I64, stints: Stints, slot: i
             vcpu = write.thread - vm.first
             last = own[vcpu][-1]
             t = int(stints.start[write.stint]) + (write.slot + 1) * slot
+            if change.kind == "pvclock":
+                updates.append(PvUpdate(write, t, go))
+                continue
             if change.kind == "hotplug":
                 # KVM gives a new vCPU the VM's offset (kvm_synchronize_tsc with 0)
                 last = Setting(0, common[-1].host, common[-1].ratio, to_signed(common[-1].offset + spread[vcpu]))
@@ -282,11 +302,25 @@ def make_counters(plan: Plan, vm_index: int, begin: I64, stints: Stints, slot: i
             own[vcpu].append(Setting(since, host, ratios[host], after))
             before = 0 if change.kind == "migrate" else last.offset
             done.append(WriteDone(write, t, before, after))
+    shared = GuestCounter(plan.hosts, frac, tuple(common))
+    kvm_clock = None
+    if options.pvclock:
+        scaled_rate = ratios[0] != 1 << frac
+        times = sorted(
+            {int(begin[c.end]) if c.end else 0 for c in plan.changes if c.vm == vm_index and c.kind == "pvclock"}
+        )
+        hz = (options.guest_khz if scaled_rate else options.host_khz) * 1000
+        kvm_clock = NsClock.kvm_clock(
+            lambda t: int(shared.at(np.array([t], np.int64))[0]), int(rng.integers(10**10, 10**13)), times, hz
+        )
     return VmCounters(
-        GuestCounter(plan.hosts, frac, tuple(common)),
+        shared,
         [GuestCounter(plan.hosts, frac, tuple(settings)) for settings in own],
         done,
         [(int(begin[c.begin]), int(begin[c.end])) for c in plan.changes if c.vm == vm_index and c.end > c.begin],
+        kvm_clock,
+        int(rng.integers(10**8, 10**10)) if options.pvclock else 0,
+        updates,
     )
 
 

@@ -75,9 +75,9 @@ class TraceClock:
         return segments + settings
 
     def truth(self) -> dict[str, Any]:
-        """The clock as a function of its counter: ns + (((counter - from_counter) * mult + frac) >> shift).
+        """The clock over its counter: ns + ((((counter - from_counter) >> pre_shift) * mult + frac) >> shift).
 
-        The same is (counter * mult + k) >> shift while the counter does not pass 2**64.
+        Without pre_shift (kvm-clock's) the same is (counter * mult + k) >> shift while the counter does not pass 2**64.
         """
         out: dict[str, Any] = {"clock": self.name}
         if self.ns:
@@ -88,7 +88,11 @@ class TraceClock:
                     "frac": s.frac,
                     "mult": s.mult,
                     "shift": s.shift,
-                    "k": (s.ns << s.shift) + s.frac - (s.counter & MASK) * s.mult,
+                    **(
+                        {"pre_shift": s.pre}
+                        if s.pre
+                        else {"k": (s.ns << s.shift) + s.frac - (s.counter & MASK) * s.mult}
+                    ),
                 }
                 for s in self.ns.segments
             ]
@@ -99,7 +103,7 @@ def is_same_scale(host: TraceClock, guest: TraceClock) -> bool:
     """Whether both clocks are one (mult, shift) over the counter for ever: an offset relates them to within 1 ns."""
     if host.ns is None or guest.ns is None:
         return False
-    factors = {(s.mult, s.shift) for clock in (host, guest) for s in (clock.ns.segments if clock.ns else ())}
+    factors = {(s.mult, s.shift, s.pre) for clock in (host, guest) for s in (clock.ns.segments if clock.ns else ())}
     return len(factors) == 1 and len(host.ns.segments) == len(guest.ns.segments) == 1
 
 
