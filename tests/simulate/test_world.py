@@ -208,6 +208,11 @@ class TestFeatures:
             assert host.guests[0].vcpus == tuple(enumerate(tids))
             assert host.tsc2nsec.mult * 2_400_000 >> host.tsc2nsec.shift in (999_999, 1_000_000)
 
+    def test_samples_end_where_a_guest_migrates(self, tmp_path):
+        shift = make(tmp_path, migrate=True, time_shift="true").recordings["guest"].options.time_shift
+
+        assert [len(samples) for samples in shift.cpus] == [1, 1]
+
     def test_a_host_cpu_runs_one_task_at_a_time(self, tmp_path):
         host = make(tmp_path, vms=2, vcpus=3, decoys=2, cpus=2, events=6000).recordings["host"]
         event = host.format_named("sched", "sched_switch")

@@ -80,6 +80,8 @@ def _time_shift(plan: Plan, hosts: list[Host], guest: Guest, peer: int, guests: 
         samples: list[TimeSample] = []
         settings = guest.since(cpu)
         for index, since in enumerate(settings):
+            if guest.is_moved(cpu, index):
+                break  # the recorder of the first host does not see the second
             t = since + end + 1000
             stamp = int(guest.machine.stamps(cpu, np.array([t], np.int64))[0])
             if raw:

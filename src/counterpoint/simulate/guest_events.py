@@ -6,9 +6,7 @@ import numpy as np
 
 from counterpoint.clocks.counter import I64, U64, to_signed
 from counterpoint.simulate import activity
-from counterpoint.simulate.counters import (
-    kvm_ratio,
-)
+from counterpoint.simulate.counters import kvm_ratio
 from counterpoint.simulate.events import (
     KVM_ENTRY_ARM64,
     KVM_ENTRY_X86,

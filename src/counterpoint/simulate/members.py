@@ -66,6 +66,10 @@ class Guest:
         setting = self.counters[cpu].settings[epoch]
         return setting.ratio, setting.offset
 
+    def is_moved(self, cpu: int, epoch: int) -> bool:
+        """Whether a vCPU is on the second host in an epoch."""
+        return self.parent is None and self._settings(cpu)[epoch].host > 0
+
     def since(self, cpu: int) -> list[int]:
         """The hidden times at which a vCPU's epochs begin, the first from ever."""
         if self.parent is not None:
