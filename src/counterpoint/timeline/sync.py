@@ -16,6 +16,7 @@ from counterpoint.clocks.rate import Rate
 from counterpoint.errors import UsageError
 from counterpoint.proof.matching import Hints, Match, ThreadPool, match
 from counterpoint.proof.nesting import GuestHost
+from counterpoint.proof.signs import signs_of
 from counterpoint.proof.tracks import tracks_of
 from counterpoint.proof.vcpu import BY_CAUSALITY, VcpuProver, unmatched
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict, worst
@@ -116,6 +117,7 @@ def sync(
         warnings += recording.warnings
         if not len(recording):
             warnings.append(f"{name}: the recording holds no events")
+    warnings += signs_of(by_name, host_name)
     pools: dict[str, ThreadPool] = {}
     proofs: dict[str, GuestProof] = {}
     for name in _parents_first(host_name, parent_of):
