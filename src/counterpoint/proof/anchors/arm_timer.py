@@ -10,6 +10,10 @@ of a vCPU that blocks, ``kvm_get_timer_map`` follows, then X = ktime_get() + (CV
 first, then ``hrtimer_start`` of kvm_bg_timer_expire at X. So by the host's clock the counter reaches CVAL at X, or
 earlier by what passed between the two readings, at most from ``kvm_get_timer_map`` to ``hrtimer_start``.
 
+Host again (kvm_timer_vcpu_load): ``kvm_get_timer_map``, then the counter is compared with CVAL, then
+``kvm_timer_update_irq`` with level 1 where CVAL was reached, then ``kvm_timer_restore_state`` with that CVAL. That
+needs kvm events alone, and bounds one side by chance: where CVAL was just, or not yet, reached.
+
 Y and X count CLOCK_MONOTONIC; ``mono.MonoClock`` says how far that is from the trace clocks. With the counter's
 frequency known CVAL is a ruler: every pair bounds one number a side, however far apart the CVALs. Else only pairs of
 one CVAL are compared.
@@ -31,14 +35,23 @@ from counterpoint.proof.feasible import Interval
 
 KIND = "virtual timer"
 
-_VTIMERS = (1, 2)  # arch_timer_ctx_index: the virtual timer, or that of a guest at EL2 (include/kvm/arm_arch_timer.h)
+_VTIMER, _HVTIMER = 1, 2  # arch_timer_ctx_index (include/kvm/arm_arch_timer.h)
 _ENABLED, _MASKED = 1, 2
+_SAVE, _MAP, _START, _UPDATE, _RESTORE = range(5)
+_EVENTS = (
+    *(("kvm", "kvm_timer_save_state"), ("kvm", "kvm_get_timer_map"), ("timer", "hrtimer_start")),
+    *(("kvm", "kvm_timer_update_irq"), ("kvm", "kvm_timer_restore_state")),
+)
 _SLOPE_BITS = 24  # the kernel's factors to and from ticks are right to better than 1 in 2**24
 _MIN_DELTA_NS = 2000  # shorter waits are lengthened to the clock event's shortest, 1000 ns
 
 _CODE = (
     "the guest programs its timer only after hrtimer_rearm and before the CPU's next event; KVM reads the counter"
     " between kvm_get_timer_map and hrtimer_start and no other timer or WFIT ends the wait earlier"
+)
+_COMPARED = (
+    "the guest programs its timer only after hrtimer_rearm and before the CPU's next event; KVM compares the counter"
+    " with CVAL between kvm_get_timer_map and kvm_timer_update_irq"
 )
 _BOOT = "; CLOCK_MONOTONIC and mono_raw have not parted since boot on {}"
 _SLEW = "; CLOCK_MONOTONIC is slewed by no more than 500 ppm on {}"
@@ -78,6 +91,10 @@ def joined(parts: Sequence[Marks]) -> Marks:
     return Marks(*(np.concatenate(columns) for columns in zip(*(part.columns for part in parts), strict=True)))
 
 
+_NONE, _NEVER = np.zeros(0, np.int64), np.zeros(0, np.bool_)
+NO_MARKS = Marks(np.zeros(0, np.uint64), _NONE, _NONE, _NEVER, _NEVER, _NONE, _NONE)
+
+
 @dataclass(frozen=True, slots=True)
 class Saved:
     """The CVAL u64[n] of an enabled virtual timer that KVM saved for a thread at ``when`` i64[n] (host's base)."""
@@ -96,57 +113,94 @@ class HostTimers:
     @cached_property
     def is_usable(self) -> bool:
         """Whether the recording holds the events at all."""
-        return self.clock.is_usable and self._events is not None
+        return self._events is not None and (self.clock.is_usable or self.domain.lattice is not None)
 
     @cached_property
     def _events(self) -> tuple[I64, I64, I64, I64, U64] | None:
-        """(row, kind, ctl, timer index, CVAL) of the events that matter, by thread and stamp; kinds 0, 1, 2."""
+        """(row, kind, ctl, timer index, CVAL) of the events that matter, by thread and stamp.
+
+        ctl of a map: whether KVM emulates a timer; of an update: the level.
+        """
         host = self.host
-        saved = host.format_named("kvm", "kvm_timer_save_state")
-        mapped = host.format_named("kvm", "kvm_get_timer_map")
-        started = host.format_named("timer", "hrtimer_start")
-        if saved is None or mapped is None or started is None or not len(host.rows(saved)):
+        named = [host.format_named(system, name) for system, name in _EVENTS]
+        updated, mapped = named[_UPDATE], named[_MAP]
+        if named[_SAVE] is None or mapped is None or not len(host.rows(named[_SAVE])):
             return None
-        save_rows, map_rows, start_rows = host.rows(saved), host.rows(mapped), host.rows(started)
-        function = host.column(started, "function", start_rows).astype(np.uint64)
-        background = self.clock.symbols.address("kvm_bg_timer_expire")
-        start_rows = start_rows[(function == np.uint64(background)) & (background != 0)]
-        if not len(start_rows):
-            return None
-        rows = np.concatenate([save_rows, map_rows, start_rows])
-        kind = np.repeat(np.arange(3), [len(save_rows), len(map_rows), len(start_rows)])
+        parts = [host.rows(event) for event in named]
+        started = named[_START]
+        if started is not None:
+            function = host.column(started, "function", parts[_START]).astype(np.uint64)
+            background = self.clock.symbols.address("kvm_bg_timer_expire") if len(function) else 0
+            parts[_START] = parts[_START][(function == np.uint64(background)) & (background != 0)]
+        rows = np.concatenate(parts)
+        kind = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         ctl, index, cval = np.zeros(len(rows), np.int64), np.full(len(rows), -1), np.zeros(len(rows), np.uint64)
-        ctl[: len(save_rows)] = host.column(saved, "ctl", save_rows).astype(np.int64)
-        index[: len(save_rows)] = host.column(saved, "timer_idx", save_rows)
-        cval[: len(save_rows)] = host.column(saved, "cval", save_rows).astype(np.uint64)
+        for which in (_SAVE, _RESTORE):
+            event, own, at = named[which], parts[which], kind == which
+            if event is not None:
+                ctl[at] = host.column(event, "ctl", own).astype(np.int64)
+                index[at] = host.column(event, "timer_idx", own)
+                cval[at] = host.column(event, "cval", own).astype(np.uint64)
+        if updated is not None:
+            ctl[kind == _UPDATE] = host.column(updated, "level", parts[_UPDATE])
         # a timer that KVM emulates may end the wait as well, and is not saved: such puts are left out
-        emulated = np.zeros(len(map_rows), np.bool_)
+        emulated = np.zeros(len(parts[_MAP]), np.bool_)
         for name in ("emul_vtimer", "emul_ptimer"):
             if mapped.field(name) is not None:
-                emulated |= host.column(mapped, name, map_rows).astype(np.int64) >= 0
-        ctl[len(save_rows) : len(save_rows) + len(map_rows)] = emulated
+                emulated |= host.column(mapped, name, parts[_MAP]).astype(np.int64) >= 0
+        ctl[kind == _MAP] = emulated
         order = np.lexsort((rows, relative(host.stamp[rows], host.base), host.pid[rows]))
         return rows[order], kind[order], ctl[order], index[order], cval[order]
 
     def marks(self, tid: int) -> Marks:
-        """The CVALs that thread ``tid`` blocked on, on the host's clock; call only where ``is_usable``."""
+        """The CVALs of thread ``tid`` on the host's clock; call only where ``is_usable``."""
+        parts = [self._compared(tid)] if self.domain.lattice is not None else []
+        if self.clock.is_usable:
+            parts.append(self._armed(tid))
+        return joined(parts)
+
+    def _compared(self, tid: int) -> Marks:
+        """The CVALs that KVM compared with the counter when it loaded the vCPU."""
         rows, kind, ctl, index, cval = self._of(tid)
-        at = np.flatnonzero(kind == 2)
+        at = np.flatnonzero((kind == _RESTORE) & (index == _own(index)) & _live(ctl))
+        at = at[at >= 3]
+        # the virtual timer's comes first of one or two that are compared
+        two = kind[at - 2] == _UPDATE
+        update, before = np.where(two, at - 2, at - 1), np.where(two, at - 3, at - 2)
+        ok = (kind[at - 1] == _UPDATE) & (kind[before] == _MAP) & unbroken(self.host, rows[before], rows[at])
+        at, update, before = at[ok], update[ok], before[ok]
+        stamp = self.host.stamp
+        reached = ctl[update] != 0
+        return Marks(
+            cval[at],
+            self.domain.stamps(stamp[rows[before]]) + 1,
+            self.domain.stamps(stamp[rows[update]]),
+            ~reached,
+            reached,
+            rows[update],
+            relative(stamp[rows[update]], self.host.base),
+        )
+
+    def _armed(self, tid: int) -> Marks:
+        """The CVALs that the thread blocked on, by the timers that KVM set for them."""
+        rows, kind, ctl, index, cval = self._of(tid)
+        at = np.flatnonzero(kind == _START)
         at = at[at >= 2]
         save = at - 2
         # two timers are saved (one where KVM emulates the other): the one before may be the virtual one
         pair = np.maximum(at - 3, 0)
-        two = (at >= 3) & (kind[pair] == 0)
-        ok = (kind[at - 1] == 1) & (ctl[at - 1] == 0) & (kind[save] == 0)
+        two = (at >= 3) & (kind[pair] == _SAVE)
+        ok = (kind[at - 1] == _MAP) & (ctl[at - 1] == 0) & (kind[save] == _SAVE)
         live = _live(ctl)
         first, second = live[save], two & live[pair]
         ok &= first ^ second
         chosen = np.where(first, save, pair)
-        ok &= np.isin(index[chosen], _VTIMERS) & unbroken(self.host, rows[chosen], rows[at])
+        ok &= (index[chosen] == _own(index)) & unbroken(self.host, rows[chosen], rows[at])
         at, chosen = at[ok], chosen[ok]
         host, domain = self.host, self.domain
         event = host.format_named("timer", "hrtimer_start")
-        assert event is not None
+        if event is None:
+            return NO_MARKS
         expires = host.column(event, "expires", rows[at]).astype(np.int64)
         start, before = domain.stamps(host.stamp[rows[at]]), domain.stamps(host.stamp[rows[at - 1]])
         low, high = self.clock.distance(domain, start, trust_boot=self.trust_boot)
@@ -167,7 +221,7 @@ class HostTimers:
     def saved(self, tid: int) -> Saved:
         """Every CVAL of an enabled virtual timer that KVM saved for ``tid``, by stamp."""
         rows, kind, ctl, index, cval = self._of(tid)
-        at = np.flatnonzero((kind == 0) & _live(ctl) & np.isin(index, _VTIMERS))
+        at = np.flatnonzero((kind == _SAVE) & _live(ctl) & (index == _own(index)))
         return Saved(cval[at], relative(self.host.stamp[rows[at]], self.host.base))
 
     def _of(self, tid: int) -> tuple[I64, I64, I64, I64, U64]:
@@ -176,6 +230,11 @@ class HostTimers:
         pid = self.host.pid[rows]
         part = slice(int(np.searchsorted(pid, tid, "left")), int(np.searchsorted(pid, tid, "right")))
         return rows[part], kind[part], ctl[part], index[part], cval[part]
+
+
+def _own(index: I64) -> int:
+    """The virtual timer of a thread's guest itself: at EL2 it has one of its own, and the other is its guest's."""
+    return _HVTIMER if (index == _HVTIMER).any() else _VTIMER
 
 
 def _live(ctl: I64) -> Bools:
@@ -248,9 +307,10 @@ class GuestTimers:
 
 def timers(host: MonoClock, guest: MonoClock, *, trust_boot: bool) -> tuple[HostTimers, GuestTimers]:
     """Both sides, in ticks where both clocks can be counted in ticks of one frequency, else in ns."""
-    scales = [clock.ticks.lattice.scale for clock in (host, guest) if clock.ticks and clock.ticks.lattice]
-    first, second = host.ticks, guest.ticks
-    if first is None or second is None or scales[0] != scales[-1]:
+    scale = guest.lattice.scale if guest.lattice else None
+    # a host with kvm events alone says nothing of its CLOCK_MONOTONIC, nor needs it
+    first, second = host.ticks if host.is_usable else host.stamp_ticks, guest.ticks
+    if first is None or second is None or first.lattice is None or first.lattice.scale != scale:
         first, second = host.ns, guest.ns
     return HostTimers(host, first, trust_boot=trust_boot), GuestTimers(guest, second, trust_boot=trust_boot)
 
@@ -373,17 +433,20 @@ class _Frame:
             KIND,
             side,
             bound,
-            _CODE + self._clocks(),
+            self._assumption(host_row),
             guest_row,
             int(self.guest.guest.stamp[guest_row]),
             host_row,
             int(self.host.host.stamp[host_row]),
         )
 
-    def _clocks(self) -> str:
-        """What is assumed of the two machines' CLOCK_MONOTONIC."""
-        text = ""
+    def _assumption(self, host_row: int) -> str:
+        """What is assumed of the code, and of the two machines' CLOCK_MONOTONIC."""
+        compared = self.host.host.event_name(int(self.host.host.event_id[host_row])) == _EVENTS[_UPDATE][1]
+        text = _COMPARED if compared else _CODE
         for side, name in ((self.host, "the host"), (self.guest, "the guest")):
+            if compared and side is self.host:
+                continue
             if side.clock.ticks is None:
                 text += _SLEW.format(name)
             elif side.domain.mono is not None and side.trust_boot and side.clock.is_mono_raw:

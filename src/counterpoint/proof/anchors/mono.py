@@ -50,10 +50,9 @@ _MIN_TICK_NS = 16
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """The numbers that one machine's times are counted in: ticks of its lattice, or ns.
+    """The numbers that one machine's times are counted in: ticks of its ``lattice``, or ns where that is None.
 
-    ``lattice``, ``mono``: of its stamps and of its CLOCK_MONOTONIC, where both are known; else both None and numbers
-    are ns, those of the counter being no longer than ``tick`` of them.
+    ``mono``: the lattice of its CLOCK_MONOTONIC; needed to count that in ticks. A tick is no longer than ``tick``.
     """
 
     base: int
@@ -140,6 +139,13 @@ class MonoClock:
             return None
         base = int(self.lattice.index(self.recording.stamp[:1])[0])
         return Domain(base, self.lattice, Lattice(scale, *found[0]), 1)
+
+    @cached_property
+    def stamp_ticks(self) -> Domain | None:
+        """Times counted in ticks, with nothing said of CLOCK_MONOTONIC; None where the stamps lie on no lattice."""
+        if self.lattice is None:
+            return None
+        return Domain(int(self.lattice.index(self.recording.stamp[:1])[0]), self.lattice, None, 1)
 
     @cached_property
     def ns(self) -> Domain:
