@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from counterpoint.clocks.counter import I64, MASK, U64, Bools, to_signed
-from counterpoint.clocks.wide import divide, multiply, shift_left, shift_right
+from counterpoint.clocks.counter import I64, MASK, U64, to_signed
+from counterpoint.clocks.wide import divide, multiples_within, multiply, shift_left, shift_right
 
 TSC_TOLERANCE_PPM = 250
 """KVM's default for its parameter tsc_tolerance_ppm: a rate as near as this to the host's is not scaled."""
@@ -166,17 +166,12 @@ class Scale:
 
     def _interval(self, turn: U64, values: U64) -> tuple[U64, U64]:
         """``inverse`` of the unreduced values (turn, values) u128[n]."""
-        high, low = shift_left(turn, values, self.frac_bits)
-        quotient, rest = divide(high, low, self.ratio)
-        out_of_reach = _above(turn, values, MASK * self.ratio >> self.frac_bits)
-        # x is first at or after q << frac, and last at or before (q << frac) + 2^frac - 1
-        more, part = divmod((1 << self.frac_bits) - 1, self.ratio)
-        first = quotient + (rest > 0)
-        step = (rest >= self.ratio - part) + np.uint64(more)
-        last = np.where(quotient > MASK - step, np.uint64(MASK), quotient + step)
-        for end in (first, last):
-            end[out_of_reach] = MASK
-        return np.minimum(first, last), np.maximum(first, last)
+        first, last = multiples_within(*shift_left(turn, values, self.frac_bits), self.ratio, self.frac_bits)
+        if self.frac_bits:
+            # what the shift pushes out is far beyond every host value
+            lost = turn >> np.uint64(64 - self.frac_bits) > 0
+            first[lost] = last[lost] = MASK
+        return first, last
 
 
 def nested_ratio(l1_ratio: int, l12_ratio: int, frac_bits: int) -> int:
@@ -211,12 +206,6 @@ def _magnitude(values: I64) -> U64:
     """|values| as u64[n], that of -2**63 too."""
     bits = values.view(np.uint64)
     return np.where(values < 0, ~bits + np.uint64(1), bits)
-
-
-def _above(high: U64, low: U64, limit: int) -> Bools:
-    """Where the u128[n] (high, low) is above ``limit`` (0..2**128-1)."""
-    out: Bools = (high > limit >> 64) | ((high == limit >> 64) & (low > limit & MASK))
-    return out
 
 
 def _keep_open(values: I64, results: I64) -> I64:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from counterpoint.clocks.counter import U64
+from counterpoint.clocks.counter import MASK, U64
 
 _HALF = np.uint64(32)
 _LOW_HALF = np.uint64(0xFFFFFFFF)
@@ -55,6 +55,22 @@ def divide(high: U64, low: U64, divisor: int) -> tuple[U64, U64]:
     upper, rest = _digit(high, low >> _HALF, divisor)
     lower, rest = _digit(rest, low & _LOW_HALF, divisor)
     return (upper << _HALF) | lower, rest >> np.uint64(spare)
+
+
+def multiples_within(high: U64, low: U64, factor: int, bits: int) -> tuple[U64, U64]:
+    """The closed intervals (first, last), u64[n] each, of x with n <= x * ``factor`` < n + 2**``bits``.
+
+    n is the u128[n] (high, low), ``factor`` 1..2**64-1, ``bits`` 0..63. Where no x does, first and last are the two
+    neighbours between which it would lie. Both are 2**64-1 where it would lie beyond that, and last is cut to it.
+    """
+    quotient, rest = divide(high, low, factor)
+    more, part = divmod((1 << bits) - 1, factor)
+    step = (rest >= factor - part) + np.uint64(more)
+    first = quotient + (rest > 0)
+    last = np.where(quotient > MASK - step, np.uint64(MASK), quotient + step)
+    beyond = (high >= factor) | (first < quotient)
+    first[beyond] = last[beyond] = MASK
+    return np.minimum(first, last), np.maximum(first, last)
 
 
 def _digit(rest: U64, half: U64, divisor: int) -> tuple[U64, U64]:
