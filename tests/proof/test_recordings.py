@@ -124,8 +124,9 @@ def test_a_claim_off_by_more_than_the_width_is_refuted_and_can_be_looked_up(
 ) -> None:
     guest, truth = expected(name)[0]
     epoch = of(proved(name, False), guest, truth["guest_cpu"]).epochs[0]
-    assert epoch.feasible is not None
-    wrong = (epoch.feasible[1] if side > 0 else epoch.feasible[0]) + side
+    windows = epoch.by_windows or epoch.feasible
+    assert windows is not None
+    wrong = (windows[1] if side > 0 else windows[0]) + side
     claim = f"{truth['guest_cpu']}={wrong}"
     assert main(["verify", *files(name), "--offset", claim, "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
@@ -151,7 +152,43 @@ def test_a_measured_sample_that_is_far_off_is_refuted(name: str) -> None:
     assert not result.is_sound
     far = [c for g in result.guests for v in g.vcpus for c in v.claims if c.claim.offset > -19_208_000_000]
     assert far
-    assert all(c.verdict is Verdict.REFUTED and c.counterexample is not None for c in far)
+    assert all(c.verdict is Verdict.REFUTED and "where it was measured" in c.reason for c in far)
+
+
+@pairs(["x86-agent-monoraw"])
+def test_measured_samples_that_the_rates_allow_are_not_refuted(name: str) -> None:
+    near = [c for g in proved(name, True).guests for v in g.vcpus for c in v.claims if c.claim.offset < -19_208_000_000]
+    assert len(near) == 3
+    assert all(c.verdict is not Verdict.REFUTED for c in near)
+
+
+@pairs(["x86-agent", "x86-busy", "arm64-monoraw", "arm64-pause"])
+def test_anchors_narrow_what_windows_leave_five_times(name: str) -> None:
+    for guest, truth in expected(name):
+        for epoch, known in zip(
+            of(proved(name, False), guest, truth["guest_cpu"]).epochs, truth["epochs"], strict=True
+        ):
+            assert epoch.by_windows is not None
+            assert epoch.feasible is not None
+            lo, hi = epoch.feasible
+            assert 5 * (hi - lo) < epoch.by_windows[1] - epoch.by_windows[0]
+            assert epoch.by_windows[0] <= lo <= hi <= epoch.by_windows[1]
+            low, high = known.get("offset_range") or [known["offset"]] * 2
+            assert low <= hi
+            assert lo <= high
+
+
+@pairs(["x86-agent"])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_claim_that_windows_allow_but_anchors_do_not_is_refuted(name: str, side: int) -> None:
+    guest, truth = expected(name)[0]
+    epoch = of(proved(name, False), guest, truth["guest_cpu"]).epochs[0]
+    assert epoch.feasible is not None
+    wrong = (epoch.feasible[1] if side > 0 else epoch.feasible[0]) + side
+    result = sync(*files(name), offsets=[f"{truth['guest_cpu']}={wrong}"])
+    (claim,) = [c for c in of(result, guest, truth["guest_cpu"]).claims if c.claim.source == "given"]
+    assert claim.verdict is Verdict.REFUTED
+    assert "anchors" in claim.reason
 
 
 @pairs(["x86-guest-wrmsr"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from counterpoint.claims.model import Claim
 from counterpoint.clocks.counter import MASK, to_signed
+from counterpoint.clocks.scaling import Scale
 from counterpoint.traces.options import INTERPOLATE, TimeSample
 from counterpoint.traces.recording import Recording
 
@@ -47,7 +48,8 @@ def claims_of(guest: Recording, host: Recording) -> tuple[list[Claim], list[str]
             or (before.offset, before.scaling, before.frac) != (sample.offset, sample.scaling, sample.frac)
         ]
         # a sample's time is the guest's
-        begins = [None, *((s.time + s.offset) & MASK for s in runs[1:]), None]
+        zero = int(host.stamp[0]) if len(host) else 0
+        begins = [None, *(_host_time(s, zero) for s in runs[1:]), None]
         claims += [
             _claim(cpu, sample, protocol, begin, end)
             for sample, begin, end in zip(runs, begins, begins[1:], strict=False)
@@ -55,15 +57,27 @@ def claims_of(guest: Recording, host: Recording) -> tuple[list[Claim], list[str]
     return claims, []
 
 
-def _claim(cpu: int, sample: TimeSample, protocol: str, host_from: int | None, host_to: int | None) -> Claim:
+def _host_time(sample: TimeSample, near: int) -> int:
+    """The host stamp at which a sample was taken, near the host stamp ``near``, by its own word."""
+    scaled = (sample.time + sample.offset) & MASK
+    return _scale(sample).inverse_int(scaled, near)[0]
+
+
+def _scale(sample: TimeSample) -> Scale:
     scaled = (sample.scaling, sample.frac) not in _UNSCALED and sample.scaling != 0
+    return Scale(sample.scaling, sample.frac) if scaled else Scale()
+
+
+def _claim(cpu: int, sample: TimeSample, protocol: str, host_from: int | None, host_to: int | None) -> Claim:
+    scale = _scale(sample)
     return Claim(
         SOURCE,
         -sample.offset,
         guest_cpu=cpu,
         host_from=host_from,
         host_to=host_to,
-        ratio=sample.scaling if scaled else 1,
-        frac_bits=sample.frac if scaled else 0,
+        ratio=scale.ratio,
+        frac_bits=scale.frac_bits,
         detail=f"{protocol} sample at guest stamp {sample.time}",
+        guest_at=sample.time,
     )

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 
-from counterpoint.clocks.counter import I64, U64, Bools, add, relative, to_signed
+from counterpoint.clocks.band import Band
+from counterpoint.clocks.counter import U64, Bools, add, relative, to_signed
 from counterpoint.clocks.scaling import Scale
-
-_SLACK = 1
-"""Edges bound the true map to within this many units of the guest's clock: what rounding down may hide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +16,9 @@ class Epoch:
     """A span with one map: ``guest = ((host * ratio) >> frac_bits) + offset`` modulo 2**64, in trace-clock units.
 
     ``guest_from``, ``host_from``: where it begins (None: open). ``feasible``: the closed interval that the offset was
-    proved to lie in (None: not bounded). ``edges``: where a line was fitted, other (ratio, offset) with the same
-    ``frac_bits``, that bound it: at every host stamp the true guest stamp lies between the least and the greatest of
-    their values, to within a unit. ``near``: a host stamp near those of the epoch, which tells a scaled stamp that has
-    wrapped from one that has not (None: ``host_from``, or else 0). ValueError for ratios outside Scale's.
+    proved to lie in (None: not bounded). ``band``: where a line was fitted, the bounds about it over time. ``near``: a
+    host stamp near those of the epoch, which tells a scaled stamp that has wrapped from one that has not (None:
+    ``host_from``, or else 0). ValueError for ratios outside Scale's.
     """
 
     offset: int
@@ -31,13 +27,12 @@ class Epoch:
     feasible: tuple[int, int] | None = None
     ratio: int = 1
     frac_bits: int = 0
-    edges: tuple[tuple[int, int], ...] = ()
+    band: Band | None = None
     near: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse ratios that cannot be (ValueError)."""
-        for ratio in (self.ratio, *(ratio for ratio, _ in self.edges)):
-            Scale(ratio, self.frac_bits)
+        Scale(self.ratio, self.frac_bits)
 
     @property
     def scale(self) -> Scale:
@@ -46,8 +41,8 @@ class Epoch:
 
     @property
     def is_bounded(self) -> bool:
-        """Something was proved of the map: an interval or edges."""
-        return self.feasible is not None or bool(self.edges)
+        """Something was proved of the map: an interval, or a band."""
+        return self.feasible is not None or self.band is not None
 
     def to_guest(self, host: U64) -> U64:
         """Guest stamps u64[n] of host stamps u64[n]."""
@@ -59,9 +54,8 @@ class Epoch:
 
     def bound(self, guest: U64) -> tuple[U64, U64]:
         """The earliest and the latest host stamps u64[n] that the proof allows; the epoch must be bounded."""
-        if self.edges:
-            ends = [self._inverse(guest, *edge, _SLACK, _SLACK) for edge in self.edges]
-            return reduce(np.minimum, (lo for lo, _ in ends)), reduce(np.maximum, (hi for _, hi in ends))
+        if self.band is not None:
+            return self._bound_by(self.band, guest)
         lo, hi = self.feasible or (self.offset, self.offset)
         if self.scale.is_identity:
             return add(guest, -hi), add(guest, -lo)
@@ -70,12 +64,23 @@ class Epoch:
     def bound_guest(self, host: U64) -> tuple[U64, U64]:
         """The least and the greatest guest stamps u64[n], modulo 2**64, that the proof allows; it must be bounded."""
         used = self.to_guest(host)
-        if not self.edges:
-            lo, hi = self.feasible or (self.offset, self.offset)
-            return add(used, lo - self.offset), add(used, hi - self.offset)
-        ends = [self._distance(host, used, *edge) for edge in self.edges]
-        low, high = reduce(np.minimum, ends) - _SLACK, reduce(np.maximum, ends) + _SLACK
-        return used + low.view(np.uint64), used + high.view(np.uint64)
+        if self.band is not None:
+            low, high = self.band.at(host)
+            return used + low.view(np.uint64), used + high.view(np.uint64)
+        lo, hi = self.feasible or (self.offset, self.offset)
+        return add(used, lo - self.offset), add(used, hi - self.offset)
+
+    def _bound_by(self, band: Band, guest: U64) -> tuple[U64, U64]:
+        """``bound`` by a band: by its bounds where the map puts a stamp and where they put it, the wider of both."""
+        mapped = add(guest, -self.offset)
+        low, high = band.at(self.to_host(guest))
+        for _ in range(2):
+            early = self.scale.inverse(mapped - high.view(np.uint64), self._reference)[0]
+            late = self.scale.inverse(mapped - low.view(np.uint64), self._reference)[1]
+            for end in (early, late):
+                least, greatest = band.at(end)
+                low, high = np.minimum(low, least), np.maximum(high, greatest)
+        return early, late
 
     def __str__(self) -> str:
         """The offset, and the ratio where scaled."""
@@ -88,10 +93,6 @@ class Epoch:
 
     def _inverse(self, guest: U64, ratio: int, offset: int, below: int, above: int) -> tuple[U64, U64]:
         return Scale(ratio, self.frac_bits).inverse(add(guest, -offset), self._reference, below, above)
-
-    def _distance(self, host: U64, used: U64, ratio: int, offset: int) -> I64:
-        """How far an edge's guest stamps lie from those in use, signed."""
-        return (add(Scale(ratio, self.frac_bits).apply(host), offset) - used).view(np.int64)
 
 
 @dataclass(frozen=True, slots=True)

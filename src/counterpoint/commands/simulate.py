@@ -136,7 +136,7 @@ def _print(truth: dict[str, Any], folder: str) -> None:
 
     out = console()
     for file, events in truth["events"].items():
-        out.print(f"{folder}/{file}: {events} events", markup=False, highlight=False)
+        out.print(f"{folder}/{file}: {events} events", markup=False, highlight=False, soft_wrap=True)
     epochs = sum(len(v["epochs"]) for g in truth["guests"] for v in g["vcpus"])
     vcpus = sum(len(g["vcpus"]) for g in truth["guests"])
-    out.print(f"{folder}/truth.json: {vcpus} vCPUs, {epochs} epochs", markup=False, highlight=False)
+    out.print(f"{folder}/truth.json: {vcpus} vCPUs, {epochs} epochs", markup=False, highlight=False, soft_wrap=True)

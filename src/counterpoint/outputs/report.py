@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from counterpoint.clocks.rate import Rate
-from counterpoint.proof.verdicts import ClaimProof, Counterexample, EpochProof, MisStamped, VcpuProof, Witness
+from counterpoint.clocks.scaling import Scale
+from counterpoint.proof.verdicts import (
+    ClaimProof,
+    Counterexample,
+    EpochProof,
+    Fitted,
+    MisStamped,
+    VcpuProof,
+    Witness,
+)
 from counterpoint.timeline.sync import GuestProof, SyncResult, offset_width
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
@@ -76,8 +85,12 @@ def _vcpu(vcpu: VcpuProof, unit: str, rate: Rate | None) -> Json:
 
 def width_ns(epoch: EpochProof, rate: Rate | None) -> int | None:
     """The width of the feasible interval in ns, rounded up; None: unbounded, or the rate is not known."""
-    width = offset_width(epoch)
-    return None if width is None or rate is None else -rate.to_ns(-width)
+    width = epoch.fitted.band.width if epoch.fitted else offset_width(epoch)
+    if width is None or rate is None:
+        return None
+    # guest units to the host's, whose length is known
+    ratio = epoch.scale.ratio
+    return -rate.to_ns(-((-(-width << epoch.scale.frac_bits) + ratio - 1) // ratio))
 
 
 def _epoch(epoch: EpochProof, unit: str, rate: Rate | None) -> Json:
@@ -89,8 +102,8 @@ def _epoch(epoch: EpochProof, unit: str, rate: Rate | None) -> Json:
         "host_to": epoch.host_to,
         "offset": epoch.offset,
         "unit": unit,
-        "ratio": 1,
-        "frac_bits": 0,
+        "ratio": epoch.scale.ratio,
+        "frac_bits": epoch.scale.frac_bits,
         "source": epoch.source or None,
         "verdict": epoch.verdict.value,
         "feasible": list(epoch.feasible) if epoch.feasible else None,
@@ -102,9 +115,41 @@ def _epoch(epoch: EpochProof, unit: str, rate: Rate | None) -> Json:
         "evidence_bits": epoch.evidence,
         "witnesses": {"low": _witness(epoch.low), "high": _witness(epoch.high)},
     }
+    if epoch.by_windows is not None:
+        out["feasible_by_windows"] = list(epoch.by_windows)
+        out["anchors"] = [
+            {
+                "kind": a.kind,
+                "side": a.side,
+                "bound": a.bound,
+                "guest_stamp": a.guest_stamp,
+                "host_stamp": a.host_stamp,
+                "assumption": a.assumption,
+            }
+            for a in epoch.anchors
+        ]
+    if epoch.fitted is not None:
+        out |= _fitted(epoch.fitted, epoch.scale)
     if len(epoch.candidates) > 1:
         out["candidates"] = [list(c) for c in epoch.candidates]
     return out
+
+
+def _fitted(fitted: Fitted, scale: Scale) -> Json:
+    """The rate, in billionths from what the recordings say of their clocks, and the bounds over time."""
+    nominal = fitted.nominal
+    billion = 1_000_000_000
+    rate = (scale.ratio << nominal.frac_bits) * billion // (nominal.ratio << scale.frac_bits) - billion
+    band = fitted.band
+    return {
+        "rate_ppb": rate,
+        "rate_ppb_feasible": list(fitted.rate_ppb),
+        "nominal": {"ratio": nominal.ratio, "frac_bits": nominal.frac_bits},
+        "slew_ppm": fitted.slew_ppm,
+        "bounds": [
+            [begin, end, lo, hi] for begin, end, lo, hi in zip(band.host, band.host[1:], band.lo, band.hi, strict=False)
+        ],
+    }
 
 
 def _witness(witness: Witness | None) -> Json | None:

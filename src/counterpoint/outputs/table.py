@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from counterpoint.outputs.printable import printable
 from counterpoint.outputs.report import width_ns
 from counterpoint.proof.verdicts import ClaimProof, EpochProof, MisStamped, VcpuProof, Verdict
-from counterpoint.timeline.sync import SyncResult, offset_width
+from counterpoint.timeline.sync import GuestProof, SyncResult, offset_width
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,11 +125,23 @@ def _bound(result: SyncResult, unit: str, epoch: EpochProof) -> str:
     return "none" if raw is None else f"{raw} {unit}"
 
 
+def _print_rates(out: Console, guest: GuestProof, vcpu: VcpuProof) -> None:
+    for epoch in vcpu.epochs:
+        where = f"{printable(guest.name)} cpu {vcpu.guest_cpu}"
+        if epoch.fitted is not None:
+            lo, hi = epoch.fitted.rate_ppb
+            out.print(f"{where}: a rate was fitted: {lo:+d} to {hi:+d} ppb from what the clocks are said to run at")
+        elif not epoch.scale.is_identity:
+            out.print(f"{where}: scaled by {epoch.scale.ratio} / 2^{epoch.scale.frac_bits}")
+
+
 def _print_changes(out: Console, result: SyncResult) -> None:
     for guest in result.guests:
         for vcpu in guest.vcpus:
+            _print_rates(out, guest, vcpu)
             for before, after in zip(vcpu.epochs, vcpu.epochs[1:], strict=False):
                 same = before.host_to == after.host_from
+                changed = "rate or offset" if after.fitted else "offset"
                 where = (
                     f"at host stamp {after.host_from}"
                     if same
@@ -137,10 +149,10 @@ def _print_changes(out: Console, result: SyncResult) -> None:
                 )
                 by = (
                     ""
-                    if before.offset is None or after.offset is None
+                    if before.offset is None or after.offset is None or before.scale != after.scale
                     else (f" by {after.offset - before.offset:+d} {guest.recording.unit}")
                 )
-                out.print(f"{printable(guest.name)} cpu {vcpu.guest_cpu}: the offset changed{by}, {where}")
+                out.print(f"{printable(guest.name)} cpu {vcpu.guest_cpu}: the {changed} changed{by}, {where}")
 
 
 def _print_claims(out: Console, result: SyncResult) -> None:

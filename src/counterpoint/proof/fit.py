@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from counterpoint.clocks.counter import I64
+from counterpoint.clocks.counter import I64, MASK, to_signed
+from counterpoint.clocks.scaling import Scale
 from counterpoint.proof.feasible import Interval, IntervalSet, TooManyError, narrow
 from counterpoint.proof.windows import FOREVER, RunWindows
 
@@ -34,13 +35,51 @@ MAX_RATED = 256
 
 
 class Thread:
-    """A host thread's windows, with what the search needs computed once."""
+    """A host thread's windows, with what the search needs computed once.
 
-    def __init__(self, windows: RunWindows) -> None:
-        """Join touching spans and find the gaps between them."""
-        self.windows = windows
-        self.lo, self.hi = windows.allowed()
+    ``windows`` may be scaled: in the guest's units then, by ``scale``, with the scaled base; ``real`` are the host's.
+    An offset is always ``guest - scaled host``, as in KVM's formula.
+    """
+
+    def __init__(self, windows: RunWindows, scale: Scale | None = None) -> None:
+        """Scale the windows, join touching spans and find the gaps between them."""
+        self.real = windows
+        self.scale = Scale() if scale is None or scale.is_identity else scale
+        self.windows = windows if self.scale.is_identity else _scaled(windows, self.scale)
+        self.lo, self.hi = self.windows.allowed()
         self.gap_lo, self.gap_hi = self.hi[:-1], self.lo[1:]
+
+    def at_scale(self, scale: Scale) -> Thread:
+        """The same thread with its windows scaled by ``scale`` instead."""
+        return Thread(self.real, scale)
+
+    def value(self, stamp: int) -> int:
+        """A host stamp as a number like those of ``windows``."""
+        value = to_signed(stamp - self.real.base)
+        if self.scale.is_identity:
+            return value
+        return int(self.scale.apply_signed_relative(np.array([value]), self.real.base)[0])
+
+    def stamp(self, value: int) -> int:
+        """The host stamp, u64, of a number like those of ``windows``: of an edge, exactly the edge's; else the
+        first."""
+        if self.scale.is_identity:
+            return (value + self.real.base) & MASK
+        for scaled, real in ((self.windows.lo, self.real.lo), (self.windows.hi, self.real.hi)):
+            at = int(np.searchsorted(scaled, value))
+            if at < len(scaled) and scaled[at] == value:
+                return (int(real[at]) + self.real.base) & MASK
+        first, _ = self.scale.inverse_signed_relative(np.array([value]), self.real.base)
+        return (int(first[0]) + self.real.base) & MASK
+
+
+def _scaled(windows: RunWindows, scale: Scale) -> RunWindows:
+    return replace(
+        windows,
+        base=scale.apply_int(windows.base & MASK),
+        lo=scale.apply_signed_relative(windows.lo, windows.base),
+        hi=scale.apply_signed_relative(windows.hi, windows.base),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +201,14 @@ def fit(
     *,
     is_bounded: bool = True,
     survivors: IntervalSet | None = None,
+    trials: int = 1,
 ) -> Fit:
     """Find the single offsets that put no event of ``guest`` i64[n] into a gap of ``thread``.
 
     Searched is the interval ``within``, or all offsets of ``overlap_range``. ``is_bounded``: no offset outside
     ``within`` is possible; else an interval that ends only where the search does is weak. ``survivors``: what some of
-    the events left of just these offsets, so that the others need not look at the rest again.
+    the events left of just these offsets, so that the others need not look at the rest again. ``trials``: how many such
+    searches are made, at other rates.
     """
     if not len(guest):
         return Fit()
@@ -189,7 +230,7 @@ def fit(
     if not rated:
         return Fit()
     best = rated[0]
-    needed = per_trial * ((hi - lo + 1) // (best.hi - best.lo + 1)).bit_length()
+    needed = per_trial * ((hi - lo + 1) * trials // (best.hi - best.lo + 1)).bit_length()
     if best.evidence < needed or (not is_bounded and (best.lo == lo or best.hi == hi)):
         return Fit(tuple(rated), needed, weak=True)
     return Fit(tuple(c for c in rated if c.evidence * RIVAL_SHARE > best.evidence), needed)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 
 from counterpoint.clocks.counter import U64, Bools, distinct, relative
+from counterpoint.clocks.scaling import Scale
 from counterpoint.proof.epochs import MIN_CHUNK, Stretch, find_stretches
 from counterpoint.proof.feasible import IntervalSet, TooManyError, narrow
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, RIVAL_SHARE, Thread, check, overlap_range
 from counterpoint.proof.levels import only
+from counterpoint.proof.lines import Piece, find_pieces
 from counterpoint.proof.nesting import Clock, GuestHost
 from counterpoint.proof.tracks import Track
 from counterpoint.proof.windows import HostActivity, RunWindows, WindowKind
@@ -56,18 +59,30 @@ class Hints:
 
 
 class ThreadPool:
-    """The vCPU threads of a host, their windows built once."""
+    """The vCPU threads of a host, their windows built once; scaled where the guest's counter runs at another rate."""
 
-    def __init__(self, host: Recording, guest_host: GuestHost | None = None) -> None:
-        """Find all threads with kvm events. ``guest_host``: what is known of a host that is a guest itself."""
+    def __init__(
+        self,
+        host: Recording,
+        guest_host: GuestHost | None = None,
+        scale: Scale | None = None,
+        of: ThreadPool | None = None,
+    ) -> None:
+        """Find all threads with kvm events. ``guest_host``: what is known of a host that is a guest itself.
+
+        ``of``: a pool of the same host, whose windows are taken.
+        """
         self.host = host
-        self.guest_host = guest_host
-        self.activity = HostActivity(host)
-        self.vcpu_ids = _vcpu_ids(host)
+        self.guest_host: GuestHost | None = of.guest_host if of else guest_host
+        self.scale = scale or Scale()
+        self._unscaled = of
+        self.activity: HostActivity = of.activity if of else HostActivity(host)
+        self.vcpu_ids: dict[int, int] = of.vcpu_ids if of else _vcpu_ids(host)
         self.named = _named(host) if self.activity.kind is WindowKind.SCHED_SWITCH else {}
         self._threads: dict[int, Thread] = {}
         self._stretches: dict[tuple[int, int], tuple[Track, list[Stretch]]] = {}
         self._survivors: dict[tuple[int, int], tuple[Track, IntervalSet]] = {}
+        self._pieces: dict[tuple[int, int], tuple[Track, list[Piece]]] = {}
 
     @property
     def tids(self) -> list[int]:
@@ -77,12 +92,26 @@ class ThreadPool:
     def thread(self, tid: int) -> Thread:
         """The thread's windows; KeyError where it has none."""
         if tid not in self._threads:
-            self._threads[tid] = Thread(self._windows(tid, nested=False))
+            if self._unscaled is not None:
+                self._threads[tid] = self._unscaled.thread(tid).at_scale(self.scale)
+            else:
+                self._threads[tid] = Thread(self._windows(tid, nested=False), self.scale)
         return self._threads[tid]
+
+    def at_scale(self, scale: Scale) -> ThreadPool:
+        """The same threads with their windows scaled."""
+        return self if scale == self.scale else ThreadPool(self.host, scale=scale, of=self)
+
+    def pieces(self, track: Track, tid: int, error: Fraction) -> list[Piece]:
+        """``find_pieces`` of a track in a thread's windows, found once."""
+        key = id(track), tid
+        if key not in self._pieces:
+            self._pieces[key] = track, find_pieces(track.guest, self.thread(tid), self.scale, error)
+        return self._pieces[key][1]
 
     def nested(self, tid: int) -> Thread:
         """The windows in which the thread may have run a guest of its guest."""
-        return Thread(self._windows(tid, nested=True))
+        return Thread(self._windows(tid, nested=True), self.scale)
 
     def _windows(self, tid: int, *, nested: bool) -> RunWindows:
         windows = only(self.activity.windows(tid), self.host, nested=nested)
@@ -205,6 +234,36 @@ def match(tracks: list[Track], pool: ThreadPool, hints: Hints, claimed: dict[int
     for cpu, track in left.items():
         out[cpu] = _decide(cpu, track, options[cpu], pool, hints)
     return out
+
+
+def match_lines(tracks: list[Track], pool: ThreadPool, hints: Hints, error: Fraction) -> dict[int, Match]:
+    """Find the thread of each track where the rates differ: the one in whose windows lines hold most of its events."""
+    out: dict[int, Match] = {}
+    free = list(pool.tids)
+    for cpu, tid in hints.given.items():
+        out[cpu] = Match(tid, "given")
+        if tid in free:
+            free.remove(tid)
+    for track in tracks:
+        if track.cpu in out:
+            continue
+        hinted = hints.guest_option.get(track.cpu)
+        order = sorted(free, key=lambda tid: (tid != hinted, pool.vcpu_ids.get(tid) != track.cpu, tid))
+        found = next((tid for tid in order if _is_held(track, pool.pieces(track, tid, error))), None)
+        if found is None:
+            out[track.cpu] = Match(None, "causality", (NO_THREAD,))
+            continue
+        free.remove(found)
+        notes: tuple[str, ...] = ()
+        if hinted is not None and hinted > 0 and found != hinted:
+            why = "has no kvm events" if hinted not in pool.tids else "is excluded by causality"
+            notes = (f"the GUEST option names thread {hinted}, which {why}",)
+        out[track.cpu] = Match(found, "guest-option" if found == hinted else "causality", notes)
+    return out
+
+
+def _is_held(track: Track, pieces: list[Piece]) -> bool:
+    return MIN_COVERED * sum(p.last - p.first for p in pieces) > len(track.guest)
 
 
 def _is_strong(track: Track, tid: int, pool: ThreadPool, offsets: Sequence[int]) -> bool:

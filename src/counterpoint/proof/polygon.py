@@ -1,7 +1,7 @@
 """The set of lines that pass between given points: a convex polygon in (intercept, slope), in exact integers.
 
-A line is ``y = a + b * x``. A point it may not pass above (below) is a half-plane of (a, b); what many points leave is a
-polygon. Its vertices are kept as the crossings of two of the given points' own half-planes, so that the integers stay
+A line is ``y = a + b * x``. A point it may not pass above (below) is a half-plane of (a, b); what many points leave is
+a polygon. Its vertices are kept as the crossings of two of the given points' own half-planes, so that the integers stay
 small; nothing is rounded until a bound is asked for, and then outward.
 """
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from counterpoint.claims import given
 from counterpoint.claims.model import Claim
-from counterpoint.clocks.counter import I64, MASK, Bools, to_signed
+from counterpoint.clocks.counter import I64, Bools
 from counterpoint.proof.epochs import MIN_BETWEEN, Stretch, change_points, find_stretches, unexplained
 from counterpoint.proof.feasible import Interval, IntervalSet, narrow
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, Candidate, Check, Fit, Thread, check, fit
@@ -41,7 +41,7 @@ _OPEN = int(FOREVER) // 2
 
 
 @dataclass(slots=True)
-class _Part:
+class Part:
     """Events ``first``..``last`` of the track at relative offset ``offset``; ``sure`` events bound it."""
 
     first: int
@@ -57,7 +57,10 @@ class _Part:
 
 
 class VcpuProver:
-    """Proves one guest CPU's clock map. All numbers inside are relative to the track's and the windows' bases."""
+    """Proves one guest CPU's clock map. All numbers inside are relative to the track's and the windows' bases.
+
+    The thread's windows may be scaled: offsets are ``guest - scaled host`` then, and claims of that scale are sought.
+    """
 
     def __init__(
         self, guest: Recording, track: Track, thread: Thread, stretches: Callable[[], list[Stretch]] | None = None
@@ -73,7 +76,7 @@ class VcpuProver:
 
     def prove(self, claims: list[Claim], matched_by: str, notes: tuple[str, ...]) -> VcpuProof:
         """Find the epochs, hold every claim against them, and report with witnesses."""
-        usable = [c for c in claims if not c.is_scaled]
+        usable = [c for c in claims if c.scale == self.thread.scale]
         parts = self._from_one_claim(usable) or self._from_chain(usable)
         late: list[tuple[int, int]] = []
         stray: list[str] = []
@@ -97,8 +100,8 @@ class VcpuProver:
         late_rows = np.zeros(len(self.track.guest), np.bool_)
         for first, last in late:
             late_rows[first:last] = True
-        claim_proofs = tuple(self._claim(c, parts, late_rows) for c in claims)
-        epochs = tuple(self._epoch(index, parts, claim_proofs) for index in range(len(parts)))
+        claim_proofs = tuple(self.claim(c, parts, late_rows) for c in claims)
+        epochs = tuple(self.epoch(index, parts, claim_proofs) for index in range(len(parts)))
         return VcpuProof(
             self.track.cpu,
             self.thread.windows.tid,
@@ -111,12 +114,12 @@ class VcpuProver:
 
     # -- epochs
 
-    def _covers(self, part: _Part) -> bool:
+    def _covers(self, part: Part) -> bool:
         """Whether all events, but for a few, fall between the thread's first and last kvm event."""
         host, windows = self.track.guest - part.offset, self.thread.windows
         return int(((host < windows.first) | (host > windows.last)).sum()) < MIN_BETWEEN
 
-    def _doubt(self, part: _Part) -> list[str]:
+    def _doubt(self, part: Part) -> list[str]:
         """Notes on events of the part that its offset puts out of sight without reason; they leave it in doubt."""
         if not part.fit.candidates:
             return []
@@ -128,7 +131,7 @@ class VcpuProver:
             for first, last in runs
         ]
 
-    def _drifts(self, parts: list[_Part]) -> bool:
+    def _drifts(self, parts: list[Part]) -> bool:
         """Whether the epochs look like one line: the two clocks do not run at one rate.
 
         Their offsets creep, mostly in one direction, by less than 1/MAX_DRIFT of the elapsed time, announced by no
@@ -157,9 +160,9 @@ class VcpuProver:
         return self.track.relative_offset(claim.offset, self.base)
 
     def _host_relative(self, stamp: int | None) -> int | None:
-        return None if stamp is None else to_signed(stamp - self.base)
+        return None if stamp is None else self.thread.value(stamp)
 
-    def _from_one_claim(self, claims: list[Claim]) -> list[_Part] | None:
+    def _from_one_claim(self, claims: list[Claim]) -> list[Part] | None:
         """One epoch at a claim that speaks of all time and holds for all events; None where there is none."""
         for claim in claims:
             if claim.host_from is not None or claim.host_to is not None:
@@ -170,10 +173,10 @@ class VcpuProver:
                 lo, hi = outcome.feasible
                 found = Fit((Candidate(lo, hi, outcome.inside, outcome.evidence),))
                 count = len(self.track.guest)
-                return [_Part(0, count, (0, count), found, offset, claim.source)]
+                return [Part(0, count, (0, count), found, offset, claim.source)]
         return None
 
-    def _from_chain(self, claims: list[Claim]) -> list[_Part] | None:
+    def _from_chain(self, claims: list[Claim]) -> list[Part] | None:
         """Epochs as one source's claims follow each other, where they hold for all events; else None."""
         chains: dict[str, list[Claim]] = {}
         for claim in claims:
@@ -187,7 +190,7 @@ class VcpuProver:
                     return parts
         return None
 
-    def _along(self, chain: list[Claim]) -> list[_Part] | None:
+    def _along(self, chain: list[Claim]) -> list[Part] | None:
         """The events cut at the chain's changes, each in its claim's span and in no gap; None: no cut does that."""
         guest, count = self.track.guest, len(self.track.guest)
         offsets = [self._relative(claim) for claim in chain]
@@ -222,30 +225,30 @@ class VcpuProver:
                 weak = outcome.evidence < EVIDENCE_FOR_CLAIM
                 found = Fit((Candidate(lo, hi, outcome.inside, outcome.evidence),), weak=weak)
                 begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
-                parts.append(_Part(first, last, (first, last), found, offset, claim.source, begin, end))
+                parts.append(Part(first, last, (first, last), found, offset, claim.source, begin, end))
             last = first
         return parts[::-1]
 
-    def _unbounded_part(self, claims: list[Claim]) -> _Part:
+    def _unbounded_part(self, claims: list[Claim]) -> Part:
         """All events at the first claim's offset (or none), where nothing could be found."""
         count = len(self.track.guest)
         found = fit(self.track.guest, self.thread)
         if claims:
-            return _Part(0, count, (0, count), found, self._relative(claims[0]), claims[0].source)
-        return _Part(0, count, (0, count), Fit(many=found.many), 0, "")
+            return Part(0, count, (0, count), found, self._relative(claims[0]), claims[0].source)
+        return Part(0, count, (0, count), Fit(many=found.many), 0, "")
 
     def _parts(
         self, stretches: list[Stretch], claims: list[Claim]
-    ) -> tuple[list[_Part], list[tuple[int, int]], list[str]]:
+    ) -> tuple[list[Part], list[tuple[int, int]], list[str]]:
         """Cut the events at the changes; also the mis-stamped runs, and notes on events that fit nowhere."""
         guest, count = self.track.guest, len(self.track.guest)
-        parts: list[_Part] = []
+        parts: list[Part] = []
         late: list[tuple[int, int]] = []
         notes: list[str] = []
         for stretch in stretches:
             offset, source = self._choose(stretch, claims)
             sure = (stretch.sure_first, stretch.sure_last)
-            parts.append(_Part(stretch.first, stretch.last, sure, stretch.fit, offset, source))
+            parts.append(Part(stretch.first, stretch.last, sure, stretch.fit, offset, source))
         if not parts:
             return parts, late, notes
         points = change_points(guest, stretches)
@@ -300,7 +303,7 @@ class VcpuProver:
         begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
         return (begin is None or middle >= begin) and (end is None or middle < end)
 
-    def _announced(self, left: _Part, right: _Part, claims: list[Claim]) -> int | None:
+    def _announced(self, left: Part, right: Part, claims: list[Claim]) -> int | None:
         """The host time of a change that a claim names: one ends where the next begins, both offsets in use."""
         begins = {c.host_from for c in claims if c.host_from is not None and self._relative(c) == right.offset}
         for claim in claims:
@@ -308,7 +311,7 @@ class VcpuProver:
                 return self._host_relative(claim.host_to)
         return None
 
-    def _mis_stamped(self, first: int, last: int, parts: list[_Part]) -> MisStamped:
+    def _mis_stamped(self, first: int, last: int, parts: list[Part]) -> MisStamped:
         """How late the events first..last are, where their windows tell."""
         guest, track = self.track.guest, self.track
         following = next(p for p in parts if p.first >= last)
@@ -335,9 +338,10 @@ class VcpuProver:
     def _host(self, relative_stamp: int | None) -> int | None:
         if relative_stamp is None or abs(relative_stamp) >= int(FOREVER):
             return None
-        return (relative_stamp + self.base) & MASK
+        return self.thread.stamp(relative_stamp)
 
-    def _epoch(self, index: int, parts: list[_Part], claims: tuple[ClaimProof, ...]) -> EpochProof:
+    def epoch(self, index: int, parts: list[Part], claims: tuple[ClaimProof, ...]) -> EpochProof:
+        """Report on one part of the events, with its witnesses."""
         part, track = parts[index], self.track
         first_epoch, last_epoch = index == 0, index == len(parts) - 1
         outcome = check(track.guest[part.first : part.last], part.offset, self.thread)
@@ -370,6 +374,8 @@ class VcpuProver:
             ),
             low=self._witness(sure, sure_at, part.offset, low=True),
             high=self._witness(sure, sure_at, part.offset, low=False),
+            scale=self.thread.scale,
+            near=self.thread.real.base,
         )
 
     def _absolute(self, interval: Interval | None, about: int) -> Interval | None:
@@ -379,7 +385,7 @@ class VcpuProver:
         middle = self.track.absolute_offset(about, self.base)
         return middle + interval[0] - about, middle + interval[1] - about
 
-    def _verdict(self, part: _Part, outcome: Check, claims: tuple[ClaimProof, ...]) -> Verdict:
+    def _verdict(self, part: Part, outcome: Check, claims: tuple[ClaimProof, ...]) -> Verdict:
         refuted = [c for c in claims if c.verdict is Verdict.REFUTED and self._is_about(c.claim, part)]
         # a number typed by hand is a question: its answer must not hide behind another source's
         if any(c.claim.source == given.SOURCE for c in refuted):
@@ -396,7 +402,7 @@ class VcpuProver:
             return Verdict.DERIVED
         return Verdict.AMBIGUOUS if outcome.inside else Verdict.UNBOUNDED
 
-    def _is_about(self, claim: Claim, part: _Part) -> bool:
+    def _is_about(self, claim: Claim, part: Part) -> bool:
         """Whether the claim's span of host time meets the part's events."""
         begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
         first = int(self.track.guest[part.first]) - part.offset
@@ -434,27 +440,28 @@ class VcpuProver:
 
     # -- claims
 
-    def _claim(self, claim: Claim, parts: list[_Part], late_rows: Bools) -> ClaimProof:
-        if claim.is_scaled:
-            reason = f"it scales by {claim.ratio} / 2^{claim.frac_bits}, which one offset cannot express"
-            return ClaimProof(claim, Verdict.UNBOUNDED, 0, 0, len(self.track.guest), reason=reason)
+    def claim(self, claim: Claim, parts: list[Part], late_rows: Bools) -> ClaimProof:
+        """Hold a claim against the events it speaks of; those at ``late_rows`` are mis-stamped."""
+        same = claim.scale == self.thread.scale
+        thread = self.thread if same else self.thread.at_scale(claim.scale)
         positions = self._spoken_of(claim, parts, late_rows)
-        events, offset = self.track.guest[positions], self._relative(claim)
-        outcome = check(events, offset, self.thread)
+        events, offset = self.track.guest[positions], self.track.relative_offset(claim.offset, thread.windows.base)
+        outcome = check(events, offset, thread)
         counts = outcome.inside, outcome.violations, outcome.unknown
         if outcome.violations:
-            example = self._counterexample(positions, outcome, offset)
+            example = self._counterexample(positions, outcome, offset, thread)
             return ClaimProof(claim, Verdict.REFUTED, *counts, counterexample=example)
         if outcome.evidence >= EVIDENCE_FOR_CLAIM:
             return ClaimProof(claim, Verdict.PROVED, *counts)
         sound = [p for p in parts if p.fit.is_unique and self._is_about(claim, p)]
-        if len(events) and sound and not any(lo <= offset <= hi for p in sound for lo, hi in _intervals(p)):
+        elsewhere = not same or not any(lo <= offset <= hi for p in sound for lo, hi in _intervals(p))
+        if len(events) and sound and elsewhere:
             other = sound[0]
             reason = (
                 f"it puts {outcome.unknown} of {len(events)} events where the host saw nothing, while"
                 f" {other.fit.candidates[0].inside} events fit run windows at one other offset alone"
             )
-            example = self._example(int(positions[0]), offset, None, None, reason)
+            example = self._example(int(positions[0]), offset, thread, None, None, reason)
             return ClaimProof(claim, Verdict.REFUTED, *counts, counterexample=example, reason=reason)
         reason = (
             "no event falls where the host saw its thread"
@@ -463,7 +470,7 @@ class VcpuProver:
         )
         return ClaimProof(claim, Verdict.UNBOUNDED, *counts, reason=reason)
 
-    def _spoken_of(self, claim: Claim, parts: list[_Part], late_rows: Bools) -> I64:
+    def _spoken_of(self, claim: Claim, parts: list[Part], late_rows: Bools) -> I64:
         """Positions of the events that the claim speaks of: its span of host time, by the maps in use."""
         begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
         keep = ~late_rows
@@ -471,31 +478,32 @@ class VcpuProver:
             host = np.zeros(len(self.track.guest), np.int64)
             for part in parts:
                 # with no better map the claim's own word places its events
-                offset = part.offset if part.fit.candidates else self._relative(claim)
+                known = part.fit.candidates or claim.scale != self.thread.scale
+                offset = part.offset if known else self._relative(claim)
                 host[part.first : part.last] = self.track.guest[part.first : part.last] - offset
             keep &= (host >= (begin if begin is not None else -FOREVER)) & (
                 host < (end if end is not None else FOREVER)
             )
         return np.flatnonzero(keep)
 
-    def _counterexample(self, positions: I64, outcome: Check, offset: int) -> Counterexample:
+    def _counterexample(self, positions: I64, outcome: Check, offset: int, thread: Thread) -> Counterexample:
         position = int(positions[int(np.flatnonzero(outcome.violating)[0])])
-        gap = int(np.searchsorted(self.thread.lo, self.track.guest[position] - offset, side="right")) - 1
-        left, entered = self._host(int(self.thread.hi[gap])), self._host(int(self.thread.lo[gap + 1]))
-        reason = f"thread {self.thread.windows.tid} was outside guest mode from {left} to {entered}"
-        return self._example(position, offset, left, entered, reason)
+        gap = int(np.searchsorted(thread.lo, self.track.guest[position] - offset, side="right")) - 1
+        left, entered = thread.stamp(int(thread.hi[gap])), thread.stamp(int(thread.lo[gap + 1]))
+        reason = f"thread {thread.windows.tid} was outside guest mode from {left} to {entered}"
+        return self._example(position, offset, thread, left, entered, reason)
 
     def _example(
-        self, position: int, offset: int, host_from: int | None, host_to: int | None, reason: str
+        self, position: int, offset: int, thread: Thread, host_from: int | None, host_to: int | None, reason: str
     ) -> Counterexample:
         """The event at ``position``, where ``offset`` puts it."""
         row = int(self.track.rows[position])
-        host = (int(self.track.guest[position]) - offset + self.base) & MASK
+        host = thread.stamp(int(self.track.guest[position]) - offset)
         event = self.guest.event_name(int(self.guest.event_id[row]))
         return Counterexample(int(self.guest.stamp[row]), row, event, host, host_from, host_to, reason)
 
 
-def _intervals(part: _Part) -> list[Interval]:
+def _intervals(part: Part) -> list[Interval]:
     return [(c.lo, c.hi) for c in part.fit.candidates]
 
 

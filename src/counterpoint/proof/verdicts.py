@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from counterpoint.claims.model import Claim
+from counterpoint.clocks.band import Band
 from counterpoint.clocks.counter import I64
 from counterpoint.clocks.maps import ClockMap, Epoch
+from counterpoint.clocks.scaling import Scale
 
 
 class Verdict(StrEnum):
@@ -68,6 +70,37 @@ class Counterexample:
 
 
 @dataclass(frozen=True, slots=True)
+class AnchorProof:
+    """An event that bounds the offset on one ``side`` ("low" or "high") more tightly than the windows do.
+
+    It rests on ``assumption``, the order of things in the kernel's code.
+    """
+
+    kind: str
+    side: str
+    bound: int
+    guest_stamp: int | None
+    host_stamp: int | None
+    assumption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What is known of an epoch whose rate was fitted to the events.
+
+    ``rate_ppb``: the least and the greatest rate that the events allow, from ``nominal`` (guest units per host unit,
+    what the recordings say of their clocks). ``slew_ppm``: how much the rate may vary within the epoch (0: it is
+    constant), which the bound takes into account. ``band`` bounds the guest's true stamp about that of the map in use
+    over time.
+    """
+
+    nominal: Scale
+    rate_ppb: tuple[int, int]
+    slew_ppm: int
+    band: Band
+
+
+@dataclass(frozen=True, slots=True)
 class EpochProof:
     """A span of a vCPU's events with one offset, and what bounds it.
 
@@ -75,8 +108,10 @@ class EpochProof:
     belong to it beyond doubt, and a change lies anywhere between two epochs' sure events. ``feasible`` is the closed
     interval of offsets that the events allow around the one in use; where several remain, ``candidates`` lists
     them and ``feasible`` spans them all. None: nothing bounds it. Both are counted from ``offset``: near 2**63 they may
-    lie beyond it. ``usable`` is the part of ``feasible`` that suits the events around a change as well. ``checked`` =
-    ``inside`` + ``violations``; ``unknown`` events fall where the host did not see.
+    lie beyond it. Offsets are ``guest - scaled host`` by ``scale``, which is 1 where the counters run alike.
+    ``by_windows`` is the interval before ``anchors`` narrowed it. ``usable`` is the part of ``feasible`` that suits the
+    events around a change as well. ``checked`` = ``inside`` + ``violations``; ``unknown`` events fall where the host
+    did not see.
     """
 
     rows: I64
@@ -97,6 +132,27 @@ class EpochProof:
     low: Witness | None = None
     high: Witness | None = None
     usable: tuple[int, int] | None = None
+    scale: Scale = field(default_factory=Scale)
+    fitted: Fitted | None = None
+    near: int | None = None
+    by_windows: tuple[int, int] | None = None
+    anchors: tuple[AnchorProof, ...] = ()
+
+    def as_epoch(self) -> Epoch:
+        """Its map; ValueError where its offset is not known."""
+        if self.offset is None:
+            raise ValueError("the offset is not known")
+        near = self.host_from if self.host_from is not None else self.near
+        return Epoch(
+            self.offset,
+            self.guest_from,
+            self.host_from,
+            self.feasible,
+            self.scale.ratio,
+            self.scale.frac_bits,
+            self.fitted.band if self.fitted else None,
+            near,
+        )
 
     @property
     def checked(self) -> int:
@@ -153,7 +209,7 @@ class VcpuProof:
     @property
     def clock_map(self) -> ClockMap | None:
         """The map in use, for stamps of one's own; None where an epoch's offset is not known."""
-        epochs = [Epoch(e.offset, e.guest_from, e.host_from, e.feasible) for e in self.epochs if e.offset is not None]
+        epochs = [e.as_epoch() for e in self.epochs if e.offset is not None]
         return ClockMap(self.guest_cpu, tuple(epochs)) if epochs and len(epochs) == len(self.epochs) else None
 
     @property

@@ -11,13 +11,18 @@ import numpy as np
 
 from counterpoint.claims import given, time_shift, tsc_offset_events
 from counterpoint.claims.model import Claim
-from counterpoint.clocks.counter import U64, Bools, add, to_signed
+from counterpoint.clocks.counter import I64, U64, Bools, relative, to_signed
 from counterpoint.clocks.rate import Rate
+from counterpoint.clocks.scaling import Scale
 from counterpoint.errors import UsageError
-from counterpoint.proof.matching import Hints, Match, ThreadPool, match
+from counterpoint.proof.anchors.tighten import Anchors, Bounded
+from counterpoint.proof.drift import prove_lines
+from counterpoint.proof.matching import Hints, Match, ThreadPool, match, match_lines
 from counterpoint.proof.nesting import GuestHost
+from counterpoint.proof.relation import Relation, relation_of, scaled_relation
+from counterpoint.proof.sharpening import sharpened
 from counterpoint.proof.signs import signs_of
-from counterpoint.proof.tracks import tracks_of
+from counterpoint.proof.tracks import Track, tracks_of
 from counterpoint.proof.vcpu import BY_CAUSALITY, VcpuProver, unmatched
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict, worst
 from counterpoint.proof.windows import WindowKind
@@ -227,13 +232,14 @@ def _prove_guest(
             f"{parent}: no kvm_entry or kvm_exit events: {name}'s clocks are bounded only by when each thread of the"
             " host was on a CPU, by its sched_switch events (record the host with -e kvm for tighter bounds)"
         )
-    if guest.unit != host.unit:
+    relation = relation_of(host, guest)
+    if relation.scale is None:
+        warnings.append(f"{name} cannot be related to {parent}: {relation.reason}")
+    elif guest.clock != host.clock:
         warnings.append(
             f"{name} is recorded in {guest.clock} ({guest.unit}), {parent} in {host.clock} ({host.unit}):"
-            " one offset cannot relate them"
+            " a rate is fitted"
         )
-    elif guest.clock != host.clock:
-        warnings.append(f"{name} is recorded in {guest.clock}, {parent} in {host.clock}: taken as one rate")
     hints = Hints(given=dict(tids))
     by_cpu: list[Claim] = list(typed)
     if use_claims:
@@ -242,25 +248,16 @@ def _prove_guest(
         by_cpu += shift
         hints.guest_option = _guest_option(guest, host)
     writes = tsc_offset_events.claims_of(host, pool.vcpu_ids) if use_claims and guest.unit == "ticks" else []
-    related = guest.unit == host.unit
-    claimed: dict[int, list[int]] = {}
-    for claim in by_cpu:
-        if claim.guest_cpu is not None and not claim.is_scaled:
-            claimed.setdefault(claim.guest_cpu, []).append(claim.offset)
     for cpu, tid in tids.items():
         if tid not in pool.tids:
             raise UsageError(f"--tid {cpu}={tid}: thread {tid} has no kvm events in {parent}")
-    matches = match(tracks, pool, hints, claimed) if related and pool.tids else {}
-    vcpus = []
-    for track in tracks:
-        found = matches.get(track.cpu, Match(None, BY_CAUSALITY))
-        mine = [c for c in by_cpu if c.guest_cpu == track.cpu]
-        if found.tid is None:
-            vcpus.append(unmatched(track, mine, found.matched_by, found.notes))
-            continue
-        mine += [c for c in writes if c.tid == found.tid]
-        prover = VcpuProver(guest, track, pool.thread(found.tid), partial(pool.stretches, track, found.tid))
-        vcpus.append(prover.prove(mine, found.matched_by, (*found.notes, *pool.note(found.tid))))
+    job = _Job(guest, tracks, pool, hints, by_cpu, writes)
+    if not pool.tids or relation.scale is None:
+        vcpus = job.unmatched()
+    elif relation.constant:
+        vcpus = _by_constants(job, host)
+    else:
+        vcpus = job.by_lines(relation)
     known = {track.cpu for track in tracks}
     for claim in typed:
         if claim.guest_cpu is not None and claim.guest_cpu not in known:
@@ -268,7 +265,122 @@ def _prove_guest(
             warnings.append(f"{name}: CPU {claim.guest_cpu}, which {source} speaks of, has no events")
     for cpu in tids.keys() - known:
         warnings.append(f"{name}: CPU {cpu}, which --tid speaks of, has no events")
-    return GuestProof(name, guest, parent, _one_offset(vcpus), tuple(warnings), pool)
+    return GuestProof(name, guest, parent, _one_offset(_sharpened(host, guest, vcpus)), tuple(warnings), pool)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A guest to be proved against a host's threads, with what is said of it."""
+
+    guest: Recording
+    tracks: list[Track]
+    pool: ThreadPool
+    hints: Hints
+    by_cpu: list[Claim]
+    writes: list[Claim]
+
+    def claims_of(self, track: Track, tid: int | None) -> list[Claim]:
+        """The claims about one CPU that runs as thread ``tid``."""
+        mine = [c for c in self.by_cpu if c.guest_cpu == track.cpu]
+        return mine if tid is None else mine + [c for c in self.writes if c.tid == tid]
+
+    def unmatched(self) -> list[VcpuProof]:
+        """Nothing is known of any CPU."""
+        found = Match(None, BY_CAUSALITY)
+        return [unmatched(t, self.claims_of(t, None), found.matched_by, found.notes) for t in self.tracks]
+
+    def by_constant(self, scale: Scale) -> list[VcpuProof]:
+        """Every CPU at one offset, or several, at a rate that is known exactly."""
+        pool = self.pool.at_scale(scale)
+        claimed: dict[int, list[int]] = {}
+        for claim in self.by_cpu:
+            if claim.guest_cpu is not None and claim.scale == scale:
+                claimed.setdefault(claim.guest_cpu, []).append(claim.offset)
+        matches = match(self.tracks, pool, self.hints, claimed)
+        vcpus = []
+        for track in self.tracks:
+            found = matches.get(track.cpu, Match(None, BY_CAUSALITY))
+            claims = self.claims_of(track, found.tid)
+            if found.tid is None:
+                vcpus.append(unmatched(track, claims, found.matched_by, found.notes))
+                continue
+            prover = VcpuProver(self.guest, track, pool.thread(found.tid), partial(pool.stretches, track, found.tid))
+            vcpus.append(prover.prove(claims, found.matched_by, (*found.notes, *pool.note(found.tid))))
+        return vcpus
+
+    def by_lines(self, relation: Relation) -> list[VcpuProof]:
+        """Every CPU by the lines that are fitted to its events."""
+        assert relation.scale is not None
+        pool = self.pool.at_scale(relation.scale)
+        matches = match_lines(self.tracks, pool, self.hints, relation.error)
+        vcpus = []
+        for track in self.tracks:
+            found = matches[track.cpu]
+            claims = self.claims_of(track, found.tid)
+            pieces = [] if found.tid is None else pool.pieces(track, found.tid, relation.error)
+            if found.tid is None or not pieces:
+                notes = found.notes if found.tid is None else (*found.notes, "no line holds its events")
+                vcpus.append(unmatched(track, claims, found.matched_by, notes))
+                continue
+            notes = (*found.notes, *pool.note(found.tid))
+            thread = pool.thread(found.tid)
+            vcpus.append(prove_lines(self.guest, track, thread, pieces, relation, claims, found.matched_by, notes))
+        return vcpus
+
+
+def _by_constants(job: _Job, host: Recording) -> list[VcpuProof]:
+    """Two counters: at the rates that are claimed, at what their rates in ns tell, and at one rate."""
+    scales = list(dict.fromkeys([*(c.scale for c in job.by_cpu if not c.scale.is_identity), Scale()]))
+    unlike = scaled_relation(host, job.guest)
+    proofs: list[list[VcpuProof]] = []
+    for scale in scales:
+        if scale.is_identity and unlike is not None:
+            proofs.append(job.by_lines(unlike))
+        elif scale.is_identity or unlike is not None or len(scales) > 1:
+            proofs.append(job.by_constant(scale))
+        if proofs and all(v.verdict.is_sound for v in proofs[-1]):
+            return proofs[-1]
+    if unlike is not None:
+        proofs.append(job.by_constant(Scale()))
+    return max(reversed(proofs), key=lambda vcpus: sum(v.verdict.is_sound for v in vcpus))
+
+
+def _sharpened(host: Recording, guest: Recording, vcpus: list[VcpuProof]) -> list[VcpuProof]:
+    """Narrow the intervals of sound epochs by anchors, where the recordings have any (see ``proof.anchors``)."""
+    places = [
+        (v, index)
+        for v, vcpu in enumerate(vcpus)
+        for index, e in enumerate(vcpu.epochs)
+        if vcpu.host_tid is not None
+        and e.verdict.is_sound
+        and e.feasible is not None
+        and len(e.candidates) == 1
+        and e.fitted is None
+        and e.scale.is_identity
+        and len(e.rows)
+    ]
+    if not places:
+        return vcpus
+    bounded = []
+    for v, index in places:
+        vcpu, epoch = vcpus[v], vcpus[v].epochs[index]
+        assert vcpu.host_tid is not None and epoch.feasible is not None
+        bounded.append(Bounded(vcpu.host_tid, vcpu.guest_cpu, epoch.feasible, _sure_rows(guest, epoch)))
+    out = list(vcpus)
+    for (v, index), found in zip(places, Anchors(host, guest).tighten(bounded), strict=True):
+        out[v] = sharpened(out[v], index, found)
+    return out
+
+
+def _sure_rows(guest: Recording, epoch: EpochProof) -> I64:
+    """The rows that belong to the epoch beyond doubt."""
+    keep = np.ones(len(epoch.rows), np.bool_)
+    begin, end = epoch.guest_sure
+    if begin is not None:
+        keep &= relative(guest.stamp[epoch.rows], begin) >= 0
+    if end is not None:
+        keep &= relative(guest.stamp[epoch.rows], end) <= 0
+    return epoch.rows[keep]
 
 
 def _guest_option(guest: Recording, host: Recording) -> dict[int, int]:
@@ -308,14 +420,15 @@ def _to_parent(guest: GuestProof) -> tuple[U64, Bools]:
     stamp = np.zeros(len(recording), np.uint64)
     placed = np.zeros(len(recording), np.bool_)
     for vcpu in guest.vcpus:
-        spans = [(e.rows, e.offset) for e in vcpu.epochs] + [(m.rows, m.offset) for m in vcpu.mis_stamped]
-        last = next((e.offset for e in reversed(vcpu.epochs) if e.offset is not None), None)
-        for rows, offset in spans:
-            used = last if offset is None and len(vcpu.mis_stamped) else offset
-            if used is None:
-                continue
-            stamp[rows] = add(recording.stamp[rows], -used)
-            placed[rows] = True
+        known = [e for e in vcpu.epochs if e.offset is not None]
+        for epoch in known:
+            stamp[epoch.rows] = epoch.as_epoch().to_host(recording.stamp[epoch.rows])
+            placed[epoch.rows] = True
+        for run in vcpu.mis_stamped:
+            offset = run.offset if run.offset is not None else known[-1].offset if known else None
+            if offset is not None:
+                stamp[run.rows] = replace(known[-1], offset=offset).as_epoch().to_host(recording.stamp[run.rows])
+                placed[run.rows] = True
     return stamp, placed
 
 

@@ -153,6 +153,8 @@ def _time_shift(cursor: Cursor) -> TimeShift:
     shift = []
     for times, offsets, scalings in columns:
         fracs = [cursor.uint(8, "TIME_SHIFT") if cursor.left >= 8 else 0 for _ in times]
+        if any(frac > 63 for frac in fracs):
+            raise cursor.error(f"TIME_SHIFT has a fraction of {max(fracs)} bits")
         samples: list[TimeSample] = []
         for row in sorted(zip(times, offsets, scalings, fracs, strict=True)):
             if not samples or samples[-1].time != row[0]:

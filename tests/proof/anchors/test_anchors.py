@@ -506,14 +506,15 @@ def test_real_recordings_hold_the_truth_in_less(name: str, trust_boot: bool) -> 
         proof = next(v for v in guest.vcpus if v.guest_cpu == vcpu["guest_cpu"])
         assert proof.host_tid is not None
         for epoch, known in zip(proof.epochs, vcpu["epochs"], strict=True):
-            assert epoch.feasible is not None
+            windows = epoch.by_windows or epoch.feasible
+            assert windows is not None
             stamps = guest.recording.stamp[epoch.rows]
             sure = np.ones(len(stamps), np.bool_)
             if epoch.guest_sure[0] is not None:
                 sure &= stamps >= np.uint64(epoch.guest_sure[0])
             if epoch.guest_sure[1] is not None:
                 sure &= stamps <= np.uint64(epoch.guest_sure[1])
-            epochs.append(Bounded(proof.host_tid, proof.guest_cpu, epoch.feasible, epoch.rows[sure]))
+            epochs.append(Bounded(proof.host_tid, proof.guest_cpu, windows, epoch.rows[sure]))
             right.append(known.get("offset_range") or [known["offset"]] * 2)
     anchors = Anchors(result.host, guest.recording, trust_boot=trust_boot)
     for found, (lo, hi) in zip(anchors.tighten(epochs), right, strict=True):
@@ -531,8 +532,9 @@ def test_a_real_guests_k_lies_in_what_its_hosts_timers_leave(name: str) -> None:
     proof = result.guests[0].vcpus[0]
     assert proof.host_tid is not None
     epoch = proof.epochs[-1]
-    assert epoch.feasible is not None
-    found = tighten(result.host, recording, proof.host_tid, proof.guest_cpu, epoch.feasible, epoch.rows[-4000:])
+    windows = epoch.by_windows or epoch.feasible
+    assert windows is not None
+    found = tighten(result.host, recording, proof.host_tid, proof.guest_cpu, windows, epoch.rows[-4000:])
     scale = scale_of(truth["cntfrq"])
     assert scale is not None
     k = k_of_timekeeper(scale, snapshot["cycle_last"], snapshot["raw_sec"], snapshot["raw_snsec"])

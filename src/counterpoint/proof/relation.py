@@ -1,0 +1,94 @@
+"""What is known of two recordings' clocks before any event is looked at: do they run at one rate, or nearly?
+
+Sources: Documentation/trace/ftrace.rst (trace_clock), kernel/trace/trace_clock.c, kernel/time/timekeeping.c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from counterpoint.clocks.rate import Rate
+from counterpoint.clocks.scaling import Scale
+from counterpoint.proof.lines import RATE_ERROR, scale_of
+from counterpoint.traces.rates import rate_of
+from counterpoint.traces.recording import Recording
+
+COUNTERS = ("x86-tsc", "ppc-tb")
+"""Clocks that are the hardware's counter itself."""
+
+SLEW_PPM = {"mono": 500, "boot": 500, "tai": 500}
+"""Clocks whose rate NTP may change at any time, and by how much at most (MAXFREQ in include/linux/timex.h)."""
+
+NO_CLOCKS = {
+    "counter": "counts events, not time",
+    "uptime": "counts jiffies, which are longer than what is to be told apart",
+}
+
+ONE_COUNTER = ("mono_raw", "local", "global", "perf")
+"""arm64: clocks that are the architected counter times a constant of its frequency, alike on host and guest."""
+
+SCALED_PPM = 200
+"""Rates of two counters that differ by more are not one rate measured twice (KVM scales from 250 ppm on)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """What relates a guest's clock to its host's.
+
+    ``scale``: guest units per host unit, as far as it is known (None: it is not). ``constant``: the rates are exactly
+    so, one offset relates them until it is changed. Else they may differ by ``error``, and vary by ``slew_ppm``
+    meanwhile. ``reason``: why nothing is known.
+    """
+
+    scale: Scale | None
+    constant: bool = False
+    error: Fraction = RATE_ERROR
+    slew_ppm: int = 0
+    reason: str = ""
+
+
+def relation_of(host: Recording, guest: Recording) -> Relation:
+    """Relate the clocks of ``guest`` and ``host``."""
+    for one in (host, guest):
+        if one.clock in NO_CLOCKS:
+            return Relation(None, reason=f"{one.name} is recorded in clock {one.clock!r}, which {NO_CLOCKS[one.clock]}")
+    if host.clock == guest.clock and host.clock in COUNTERS:
+        return Relation(Scale(), constant=True)
+    if host.clock == guest.clock and host.clock in ONE_COUNTER and _is_arm64(host):
+        return Relation(Scale(), constant=True)
+    slew = SLEW_PPM.get(host.clock, 0) + SLEW_PPM.get(guest.clock, 0)
+    rates = rate_of(host), rate_of(guest)
+    for recording, rate in zip((host, guest), rates, strict=True):
+        if rate is None:
+            return Relation(
+                None,
+                reason=f"how long a tick of {recording.name} is is not known, and the other side counts ns: record"
+                " timer:hrtimer_expire_entry too",
+            )
+    assert rates[0] is not None and rates[1] is not None
+    return Relation(_between(rates[0], rates[1]), slew_ppm=slew)
+
+
+def scaled_relation(host: Recording, guest: Recording) -> Relation | None:
+    """The relation of two counters whose rates differ by what the recordings tell of each; None: they do not."""
+    rates = rate_of(host), rate_of(guest)
+    if rates[0] is None or rates[1] is None:
+        return None
+    scale = _between(rates[0], rates[1])
+    if abs(Fraction(scale.ratio, 1 << scale.frac_bits) - 1) * 1_000_000 <= SCALED_PPM:
+        return None
+    return Relation(scale)
+
+
+def _between(host: Rate, guest: Rate) -> Scale:
+    """Guest units per host unit."""
+    if host == guest:
+        return Scale()
+    return scale_of(Fraction(host.mult << guest.shift, guest.mult << host.shift))
+
+
+def _is_arm64(recording: Recording) -> bool:
+    leave = recording.format_named("kvm", "kvm_exit")
+    # arch/arm64/kvm/trace_arm.h; a host without kvm events has its name
+    return recording.options.uname.endswith("aarch64") if leave is None else leave.field("esr_ec") is not None

@@ -1,0 +1,58 @@
+"""An epoch's interval after the anchors: narrower than the windows' own, which stays beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from counterpoint.proof.anchors.model import Tightened
+from counterpoint.proof.vcpu import BY_CAUSALITY
+from counterpoint.proof.verdicts import AnchorProof, ClaimProof, EpochProof, VcpuProof, Verdict
+
+
+def sharpened(vcpu: VcpuProof, index: int, found: Tightened) -> VcpuProof:
+    """The vCPU with what the anchors leave of epoch ``index``; claims that they exclude are refuted by them."""
+    epoch, notes = vcpu.epochs[index], tuple(dict.fromkeys([*vcpu.notes, *found.notes]))
+    vcpu = replace(vcpu, notes=notes)
+    if epoch.feasible is None or tuple(found.interval) == tuple(epoch.feasible):
+        return vcpu
+    narrowed = _narrowed(epoch, found)
+    if narrowed is None:
+        return vcpu
+    lo, hi = found.interval
+    claims = tuple(_held(c, epoch, lo, hi) for c in vcpu.claims)
+    if any(c.verdict is Verdict.REFUTED and c.claim.offset == epoch.offset for c in claims):
+        middle = (lo + hi) // 2
+        narrowed = replace(narrowed, verdict=Verdict.REFUTED, source=BY_CAUSALITY, offset=middle)
+    epochs = tuple(narrowed if i == index else e for i, e in enumerate(vcpu.epochs))
+    return replace(vcpu, epochs=epochs, claims=claims)
+
+
+def _held(proof: ClaimProof, epoch: EpochProof, lo: int, hi: int) -> ClaimProof:
+    """A claim that the windows allow holds only where the anchors do as well."""
+    offset = proof.claim.offset
+    assert epoch.feasible is not None
+    in_windows = epoch.feasible[0] <= offset <= epoch.feasible[1]
+    if proof.verdict is not Verdict.PROVED or not in_windows or lo <= offset <= hi:
+        return proof
+    reason = f"the run windows allow it, but not the anchors within them: these leave {lo} to {hi}"
+    return replace(proof, verdict=Verdict.REFUTED, reason=reason)
+
+
+def _narrowed(epoch: EpochProof, found: Tightened) -> EpochProof | None:
+    """The epoch with the interval that anchors leave; None where they leave nothing to use."""
+    lo, hi = found.interval
+    assert epoch.offset is not None
+    usable = epoch.usable
+    if usable is not None:
+        usable = max(usable[0], lo), min(usable[1], hi)
+        if usable[0] > usable[1]:
+            return None
+    anchors = tuple(
+        AnchorProof(a.kind, side, a.bound, a.guest_stamp, a.host_stamp, a.assumption)
+        for side, a in (("low", found.low), ("high", found.high))
+        if a is not None
+    )
+    offset = epoch.offset
+    if epoch.verdict is Verdict.DERIVED:
+        offset = sum(usable) // 2 if usable is not None else min(max(offset, lo), hi)
+    return replace(epoch, feasible=(lo, hi), usable=usable, offset=offset, by_windows=epoch.feasible, anchors=anchors)
