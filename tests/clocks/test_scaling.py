@@ -234,6 +234,19 @@ def test_a_wrapped_value_goes_back_near_where_it_is_told() -> None:
     assert scale.inverse_int(8, near=1 << 62) == ((1 << 62) + 2, (1 << 62) + 2)
     # just before the wrap, seen from just after it
     assert scale.inverse_int(PERIOD - 4, near=1 << 62) == ((1 << 62) - 1, (1 << 62) - 1)
+    # the lower of two equally near
+    assert scale.inverse_int(0, near=(1 << 62) + (1 << 61)) == (1 << 62, 1 << 62)
+
+
+def test_a_span_beyond_the_last_tick_ends_there() -> None:
+    top = TOP * 3 // 2
+    assert Scale(3, 1).inverse_int(top % PERIOD, near=TOP) == (TOP, TOP)
+    assert Scale(3, 1).inverse_int(top % PERIOD, near=TOP, below=-1, above=1) == (TOP, TOP)
+    # more than 128 bits once shifted
+    for frac in (63, 1):
+        top = TOP * TOP >> frac
+        assert Scale(TOP, frac).inverse_int(top % PERIOD, near=TOP, below=-TOP, above=TOP) == (TOP, TOP)
+    assert Scale(3, 1).inverse_int(0, below=5, above=-5) == (0, 0)
 
 
 def test_arm64s_offsets_add_up() -> None:

@@ -175,9 +175,10 @@ class Scale:
 
 
 def nested_ratio(l1_ratio: int, l12_ratio: int, frac_bits: int) -> int:
-    """The ratio from the host to L2, u64, of L1's and of what L1 gives L2 (kvm_calc_nested_tsc_multiplier)."""
-    if l12_ratio == 1 << frac_bits:
-        return l1_ratio
+    """The ratio from the host to L2, u64, of L1's and of what L1 gives L2 (kvm_calc_nested_tsc_multiplier).
+
+    KVM's exception for its default ratio changes no value, here and below: the product has 128 bits.
+    """
     return (l1_ratio * l12_ratio >> frac_bits) & MASK
 
 
@@ -187,11 +188,9 @@ def nested_offset(l1_offset: int, l12_offset: int, l12_ratio: int, frac_bits: in
     L1's offset is taken as signed and scaled by mul_s64_u64_shr, which scales the magnitude and puts the sign back: it
     rounds toward 0. So L2's counter may differ by a tick from scaling step by step.
     """
-    scaled = to_signed(l1_offset)
-    if l12_ratio != 1 << frac_bits:
-        size = (abs(scaled) * l12_ratio >> frac_bits) & MASK
-        scaled = -size if scaled < 0 else size
-    return (scaled + l12_offset) & MASK
+    signed = to_signed(l1_offset)
+    size = abs(signed) * l12_ratio >> frac_bits
+    return (l12_offset + (-size if signed < 0 else size)) & MASK
 
 
 def nested_cntvoff(*cntvoffs: int) -> int:

@@ -45,6 +45,12 @@ MIN_PIECE = 24
 
 MAX_PIECES = 64
 
+MAX_OPENINGS = 40
+"""Boxes tried until the events alone bound the lines."""
+
+MAX_OPEN_SLOPE, MAX_OPEN_VALUES = Fraction(1, 100), 1 << 48
+"""Events that bound the lines no better than this do not bound them."""
+
 BLOCKS = 64
 """The events are cut in this many spans, of each of which only what may bound a line is kept."""
 
@@ -250,7 +256,31 @@ def _grow(guest: I64, thread: Thread, seed: _Growing, first: int, last: int, beg
             new_first, new_last = (first, new_last) if ahead else (new_first, last)
         assert wider is not None
         state, first, last, step = wider, new_first, new_last, max(2 * step, last - first)
-    return Piece(first, last, first, last, state.level.scale, state.origin, state.polygon)
+    return _opened(guest, thread, state, first, last)
+
+
+def _opened(guest: I64, thread: Thread, state: _Growing, first: int, last: int) -> Piece | None:
+    """The piece with all lines that hold its events, not only those near its seed; None where there is no end to them.
+
+    The lines are sought in wider and wider boxes, until it is the events that bound them on all sides.
+    """
+    events = guest[first:last]
+    for _ in range(MAX_OPENINGS):
+        lo, hi = state.polygon.slopes
+        low, high = state.polygon.values(0)
+        reach = max(hi - lo, Fraction(1, 1 << FRAC_BITS))
+        if reach > MAX_OPEN_SLOPE or high - low > MAX_OPEN_VALUES:
+            return None
+        box = Polygon.box(0, (2 * low - high - 2, 2 * high - low + 2), (lo - reach, hi + reach))
+        wide = _Growing(state.level, state.origin, box)
+        planes = _planes(events, wide)
+        polygon = None if planes is None else box.clip(planes)
+        if polygon is None:
+            return None
+        if not set(polygon.edges) & set(box.edges):
+            return Piece(first, last, first, last, state.level.scale, state.origin, polygon)
+        state = _relevelled(thread, _Growing(state.level, state.origin, polygon), events)
+    return None
 
 
 def _refined(guest: I64, thread: Thread, state: _Growing, first: int, last: int) -> _Growing | None:
@@ -403,8 +433,9 @@ def _settle(guest: I64, thread: Thread, found: list[Piece]) -> list[Piece]:
         room = hi - lo + 1
         box = Polygon.box(0, (lo - room, hi + room), (slopes[0] - RATE_ERROR, slopes[1] + RATE_ERROR))
         state = _refined(guest, thread, _Growing(_Level(thread, piece.scale), piece.origin, box), first, last)
-        if state is not None:
-            out.append(Piece(piece.first, piece.last, first, last, state.level.scale, state.origin, state.polygon))
+        opened = None if state is None else _opened(guest, thread, state, first, last)
+        if opened is not None:
+            out.append(replace(opened, first=piece.first, last=piece.last))
     return out
 
 
