@@ -243,7 +243,7 @@ def test_a_span_beyond_the_last_tick_ends_there() -> None:
     assert Scale(3, 1).inverse_int(top % PERIOD, near=TOP) == (TOP, TOP)
     assert Scale(3, 1).inverse_int(top % PERIOD, near=TOP, below=-1, above=1) == (TOP, TOP)
     # more than 128 bits once shifted
-    for frac in (63, 1):
+    for frac in (63, 2):
         top = TOP * TOP >> frac
         assert Scale(TOP, frac).inverse_int(top % PERIOD, near=TOP, below=-TOP, above=TOP) == (TOP, TOP)
     assert Scale(3, 1).inverse_int(0, below=5, above=-5) == (0, 0)
