@@ -87,6 +87,9 @@ def print_sync(result: SyncResult, file: TextIO | None = None, *, merged: bool =
     out.print()
     for verdict in seen:
         out.print(f"{verdict.value}: {_MEANING[verdict]}", style=_STYLE[verdict])
+    kinds = dict.fromkeys(a.kind for g in result.guests for v in g.vcpus for e in v.epochs for a in e.anchors)
+    if kinds:
+        out.print(f"bounds are narrowed by {', '.join(kinds)} (--json has the windows' own, and what is assumed)")
     if merged:
         _print_timeline(out, result)
 

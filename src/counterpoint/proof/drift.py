@@ -41,17 +41,13 @@ def prove_lines(
     claims: list[Claim],
     matched_by: str,
     notes: tuple[str, ...],
-    shared: Line | None = None,
 ) -> VcpuProof:
-    """Prove a guest CPU by the ``pieces`` (at least one) that were found in ``thread``'s windows.
-
-    ``shared``: a line that suits other CPUs of the guest as well; it is used where it suits this one.
-    """
+    """Prove a guest CPU by the ``pieces`` (at least one) that were found in ``thread``'s windows."""
     cuts = _cuts(track.guest, thread, pieces)
     said, doubtful = list(notes), False
     epochs: list[EpochProof] = []
     for index, (piece, (first, last)) in enumerate(zip(pieces, pairwise(cuts), strict=True)):
-        line, source = _chosen(track, thread, piece, first, last, claims, shared)
+        line, source = _chosen(track, thread, piece, first, last, claims)
         scaled = thread.at_scale(line.scale)
         events = track.guest[first:last]
         outcome = check(events, line.offset, scaled)
@@ -117,9 +113,7 @@ def _hosts(events: I64, thread: Thread, line: Line) -> I64:
     return line.scale.inverse_signed_relative(events - line.offset, thread.real.base)[0]
 
 
-def _chosen(
-    track: Track, thread: Thread, piece: Piece, first: int, last: int, claims: list[Claim], shared: Line | None
-) -> tuple[Line, str]:
+def _chosen(track: Track, thread: Thread, piece: Piece, first: int, last: int, claims: list[Claim]) -> tuple[Line, str]:
     """The line in use for events first..last, and who says so."""
     events = track.guest[first:last]
     # a claimed constant offset that holds for all events is one of the lines
@@ -131,9 +125,8 @@ def _chosen(
             if outcome.feasible and outcome.evidence >= EVIDENCE_FOR_CLAIM:
                 return Line(plain.scale, offset), claim.source
     line = in_use(piece)
-    for one in (shared, line):
-        if one is not None and not check(events, one.offset, thread.at_scale(one.scale)).violations:
-            return one, BY_CAUSALITY
+    if not check(events, line.offset, thread.at_scale(line.scale)).violations:
+        return line, BY_CAUSALITY
     # rounding may put an event a unit past an edge
     host = np.array([int(_hosts(events[[0]], thread, line)[0])])
     low, high = value_bounds(piece, line, thread.real.base, host)
