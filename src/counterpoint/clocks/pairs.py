@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ClockPair:
-    """One instant: the host's counter at ``counter`` (u64 ticks), CLOCK_REALTIME at ``realtime_ns`` (i64 ns since 1970).
+    """One instant: the host's counter at ``counter`` (u64 ticks), CLOCK_REALTIME at ``realtime_ns`` (i64 since 1970).
 
     KVM_GET_CLOCK returns both of one reading while the master clock is in use: its ``host_tsc`` and ``realtime``
-    (Documentation/virt/kvm/api.rst 4.29; get_kvmclock in arch/x86/kvm/x86.c). ``bound_ns``: by how much the two readings
-    may be apart (0: one reading). ``source`` says who read them.
+    (Documentation/virt/kvm/api.rst 4.29; get_kvmclock in arch/x86/kvm/x86.c). ``bound_ns``: by how much the two
+    readings may be apart (0: one reading). ``source`` says who read them.
     """
 
     counter: int
