@@ -15,8 +15,9 @@ from counterpoint.clocks.arch_counter import (
     WELL_KNOWN_HZ,
     Clock,
     Lattice,
-    Scale,
+    NsScale,
     calc_mult_shift,
+    factors,
     find_lattice,
     k_of_timekeeper,
     lattice_at,
@@ -29,7 +30,7 @@ MASK = (1 << 64) - 1
 frequencies = st.sampled_from(WELL_KNOWN_HZ) | st.integers(1_000_000, 1_000_000_000)
 
 
-def stamps(scale: Scale, k: int, seed: int, count: int = 2000, first: int = 10**9) -> Any:
+def stamps(scale: NsScale, k: int, seed: int, count: int = 2000, first: int = 10**9) -> Any:
     """Stamps of a counter, from 1 us to 100 ms apart, like those of events: (ns u64[count], ticks), in order."""
     rng = np.random.default_rng(seed)
     gaps = (10 ** rng.uniform(-6, -1, count) * scale.frequency).astype(np.uint64) + np.uint64(1)
@@ -55,21 +56,27 @@ def stamps(scale: Scale, k: int, seed: int, count: int = 2000, first: int = 10**
     ],
 )
 def test_mono_raws_factors_are_those_of_real_kernels(hz: int, mult: int, shift: int) -> None:
-    assert scale_of(hz) == Scale(hz, mult, shift)
+    assert scale_of(hz) == NsScale(hz, mult, shift)
     assert {scale_of(hz, "mono_raw", bits) for bits in range(56, 65)} == {scale_of(hz)}
 
 
 def test_sched_clock_has_factors_of_its_own() -> None:
-    assert scale_of(24_000_000, "local") == Scale(24_000_000, 87381333, 21)
+    assert scale_of(24_000_000, "local") == NsScale(24_000_000, 87381333, 21)
 
 
 def test_a_counter_above_1_ghz_has_no_exact_ticks() -> None:
     assert scale_of(1_000_000_001) is None
     assert scale_of(0) is None
     with pytest.raises(ValueError, match="not between 1 ns"):
-        Scale(2_000_000_000, 1 << 22, 23)
+        NsScale(2_000_000_000, 1 << 22, 23)
     with pytest.raises(ValueError, match="no factors"):
         calc_mult_shift(0, 10**9, 600)
+
+
+def test_factors_keep_the_rate_of_faster_counters_too() -> None:
+    for hz in (1_000_000_000, 2_400_000_000, 3_700_000_001):
+        mult, shift = factors(hz)
+        assert abs(mult * hz - (10**9 << shift)) <= hz
 
 
 @given(frequencies)
@@ -197,7 +204,7 @@ def test_one_stamp_off_the_lattice_is_enough() -> None:
 @given(st.integers(1, 40), st.integers(0, 1 << 30), st.integers(0, 10**6))
 def test_the_interval_of_k_is_exact(count: int, k: int, first: int) -> None:
     """Every K that a small lattice allows, by trying them all."""
-    scale = Scale(71_000_000, 225, 4)
+    scale = NsScale(71_000_000, 225, 4)
     ticks = np.arange(count, dtype=np.uint64) * np.uint64(7) + np.uint64(first)
     ns = scale.to_ns(ticks, k)
     suits = [

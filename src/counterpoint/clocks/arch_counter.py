@@ -57,8 +57,22 @@ def calc_mult_shift(from_hz: int, to_hz: int, max_seconds: int) -> tuple[int, in
     return mult, 0
 
 
+def factors(frequency: int, clock: Clock = "mono_raw", bits: int = COUNTER_BITS) -> tuple[int, int]:
+    """(mult, shift) that a kernel whose counter runs at ``frequency`` Hz uses for ``clock``; ValueError for 0 and less.
+
+    mono_raw: __clocksource_update_freq_scale (kernel/time/clocksource.c), halved while an adjustment by 11 % could
+    overflow, for a counter of ``bits`` bits. local: sched_clock_register (kernel/time/sched_clock.c).
+    """
+    if clock == "local":
+        return calc_mult_shift(frequency, NS_PER_SEC, 3600)
+    mult, shift = calc_mult_shift(frequency, NS_PER_SEC, max(1, min(600, ((1 << bits) - 1) // max(1, frequency))))
+    while mult + mult * 11 // 100 >= 1 << 32:
+        mult, shift = mult >> 1, shift - 1
+    return mult, shift
+
+
 @dataclass(frozen=True, slots=True)
-class Scale:
+class NsScale:
     """``ns = (ticks * mult + K) >> shift`` for a counter of ``frequency`` Hz, at most 1 GHz: a tick is 1 ns or longer.
 
     K is given in units of 2**-shift ns, as any integer.
@@ -100,25 +114,12 @@ class Scale:
 
 
 @cache
-def scale_of(frequency: int, clock: Clock = "mono_raw", bits: int = COUNTER_BITS) -> Scale | None:
-    """The factors that a kernel whose counter runs at ``frequency`` Hz uses for ``clock``; None above 1 GHz.
-
-    mono_raw: __clocksource_update_freq_scale (kernel/time/clocksource.c), halved while an adjustment by 11 % could
-    overflow, for a counter of ``bits`` bits. local: sched_clock_register (kernel/time/sched_clock.c).
-    """
-    if not 0 < frequency <= NS_PER_SEC:
-        return None
-    if clock == "local":
-        mult, shift = calc_mult_shift(frequency, NS_PER_SEC, 3600)
-        return Scale(frequency, mult, shift)
-    seconds = max(1, min(600, ((1 << bits) - 1) // frequency))
-    mult, shift = calc_mult_shift(frequency, NS_PER_SEC, seconds)
-    while mult + mult * 11 // 100 >= 1 << 32:
-        mult, shift = mult >> 1, shift - 1
-    return Scale(frequency, mult, shift)
+def scale_of(frequency: int, clock: Clock = "mono_raw", bits: int = COUNTER_BITS) -> NsScale | None:
+    """``factors`` for the exact arithmetic above; None above 1 GHz, where a tick is shorter than 1 ns."""
+    return NsScale(frequency, *factors(frequency, clock, bits)) if 0 < frequency <= NS_PER_SEC else None
 
 
-def k_of_timekeeper(scale: Scale, cycle_last: int, seconds: int, shifted_ns: int) -> int:
+def k_of_timekeeper(scale: NsScale, cycle_last: int, seconds: int, shifted_ns: int) -> int:
     """K from a snapshot of the kernel's timekeeper, as the vDSO's data page shows it (include/vdso/datapage.h).
 
     ``cycle_last`` ticks were ``seconds`` and ``shifted_ns`` / 2**shift ns of CLOCK_MONOTONIC_RAW.
@@ -135,7 +136,7 @@ class Lattice:
     by several ticks.
     """
 
-    scale: Scale
+    scale: NsScale
     k_lo: int
     k_hi: int
     multiples: tuple[int, ...] = ()
@@ -159,7 +160,7 @@ class Lattice:
         return (lo, hi) if lo <= hi else None
 
 
-def lattice_at(stamps: U64, scale: Scale) -> tuple[tuple[int, int], int] | None:
+def lattice_at(stamps: U64, scale: NsScale) -> tuple[tuple[int, int], int] | None:
     """K modulo mult as a closed interval for which all ``stamps`` u64[n] are of ``scale``, and the distinct residues.
 
     The stamp ns allows the K with ``ns * 2**shift <= K < (ns + 1) * 2**shift`` modulo mult; None where no K suits all,

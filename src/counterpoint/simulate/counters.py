@@ -2,7 +2,7 @@
 
 Hidden time is i64, in units of a host tick or of a binary fraction of it. The arithmetic is KVM's and the timekeeper's:
 kvm_read_l1_tsc, kvm_calc_nested_tsc_offset and kvm_calc_nested_tsc_multiplier (arch/x86/kvm/x86.c), timekeeping_get_ns
-and clocks_calc_mult_shift (kernel/time).
+(kernel/time/timekeeping.c); the clocks' factors are ``clocks.arch_counter``'s.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from counterpoint.clocks.arch_counter import NS_PER_SEC
 from counterpoint.clocks.counter import I64, MASK, U64, to_signed
 
-NS_PER_SEC = 1_000_000_000
 _HALF = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
 
@@ -110,28 +110,6 @@ def pvclock_scale(hz: int) -> tuple[int, int]:
     while hz <= NS_PER_SEC:
         hz, shift = hz << 1, shift + 1
     return (NS_PER_SEC << 32) // hz, shift
-
-
-def mult_shift(hz: int, seconds: int) -> tuple[int, int]:
-    """(mult, shift) of a counter of ``hz`` that must not overflow in ``seconds`` (clocks_calc_mult_shift)."""
-    room = 32
-    over = seconds * hz >> 32
-    while over:
-        over, room = over >> 1, room - 1
-    mult = shift = 0
-    for shift in range(32, 0, -1):
-        mult = ((NS_PER_SEC << shift) + hz // 2) // hz
-        if mult >> room == 0:
-            break
-    return mult, shift
-
-
-def clocksource_mult_shift(hz: int) -> tuple[int, int]:
-    """The same for a clocksource of 56 bits or more, with room for NTP (__clocksource_update_freq_scale)."""
-    mult, shift = mult_shift(hz, max(1, min(600, ((1 << 56) - 1) // hz)))
-    while mult + mult * 11 // 100 >= 1 << 32:
-        mult, shift = mult >> 1, shift - 1
-    return mult, shift
 
 
 @dataclass(frozen=True, slots=True)

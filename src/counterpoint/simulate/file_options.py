@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from counterpoint.clocks.arch_counter import NS_PER_SEC, calc_mult_shift
 from counterpoint.clocks.counter import to_signed
-from counterpoint.simulate.counters import (
-    mult_shift,
-)
 from counterpoint.simulate.members import Guest, Host
 from counterpoint.simulate.plan import (
     Plan,
@@ -60,7 +58,7 @@ def add_options(plan: Plan, hosts: list[Host], guests: list[Guest]) -> None:
 
 def _tsc2nsec(hz: int) -> tuple[int, int]:
     """mult and shift as x86's cyc2ns has them (set_cyc2ns_scale, arch/x86/kernel/tsc.c)."""
-    mult, shift = mult_shift(hz, 0)
+    mult, shift = calc_mult_shift(hz, NS_PER_SEC, 0)
     return (mult >> 1, 31) if shift == 32 else (mult, shift)
 
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from counterpoint.clocks.arch_counter import factors
 from counterpoint.simulate.counters import (
     GuestCounter,
     NsClock,
-    clocksource_mult_shift,
     kvm_ratio,
-    mult_shift,
 )
 from counterpoint.simulate.plan import Plan
 
@@ -47,7 +46,7 @@ class MachineRates:
         """The clock ``name`` over a counter; None for the counter itself."""
         if name == "x86-tsc":
             return None
-        mult, shift = clocksource_mult_shift(self.hz) if name != "local" else mult_shift(self.hz, 3600)
+        mult, shift = factors(self.hz, "local" if name == "local" else "mono_raw")
         adjusted = name in ("mono", "boot")
         # arm64's other clocks have factors that follow from the frequency alone; x86 kernels measure theirs
         drift = self.drift if adjusted or self.options.arch == "x86" else 0.0

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from counterpoint.clocks.arch_counter import Clock, Scale, calc_mult_shift, k_of_timekeeper, scale_of
+from counterpoint.clocks.arch_counter import Clock, NsScale, calc_mult_shift, k_of_timekeeper, scale_of
 from counterpoint.proof.anchors.model import Anchor, Found, Side, combine
 from counterpoint.proof.anchors.mono import MonoClock
 from counterpoint.proof.anchors.tighten import Anchors, Bounded, tighten
@@ -65,8 +65,8 @@ PVCLOCK = event(
 class Machine:
     """One machine's clocks, in ns as integers: of the trace and CLOCK_MONOTONIC, by its own counter."""
 
-    scale: Scale
-    mono: Scale
+    scale: NsScale
+    mono: NsScale
     k: int
     mono_k: int
     slew: Callable[[int], int]
