@@ -38,7 +38,7 @@ COUNTEREXAMPLE: Shape = {
     "guest_stamp": int, "guest_event": str, "host_stamp": int, "host_gap": [optional(int)], "reason": str,
 }  # fmt: skip
 CLAIM: Shape = {
-    "source": str, "detail": optional(str), "offset": int, "ratio": int, "frac_bits": int, "host_from": optional(int),
+    "source": str, "detail": optional(str), "offset": optional(int), "ratio": int, "frac_bits": int, "host_from": optional(int),
     "host_to": optional(int), "verdict": str, "inside": int, "violations": int, "unknown": int,
     "reason": optional(str), "counterexample": optional(COUNTEREXAMPLE),
 }  # fmt: skip
@@ -54,7 +54,26 @@ VERIFY: Shape = {
     "schema": int, "host": RECORDING, "guests": [RECORDING | {"parent": str, "vcpus": [VCPU]}], "warnings": [str],
 }  # fmt: skip
 SYNC: Shape = VERIFY | {"timeline": TIMELINE}
-MAY_BE_ADDED = {"candidates": [[int]]}
+K: Shape = {"lo": int, "hi": int, "source": str}
+MAY_BE_ADDED = {
+    "candidates": [[int]],
+    "by_epoch": [{"epoch": int, "verdict": str, "inside": int, "violations": int, "unknown": int}],
+    "spans": int,
+    "counter": {
+        "hz": int, "hz_source": str, "hz_others": [int], "host_k": optional(K), "guest_k": optional(K),
+        "host_k_by_claims": dict,
+    },
+    "cntvoff_sums": [
+        {
+            "guest_cpu": int, "host": str, "source": str, "cntvoff": int, "of_parent": int, "of_guest": int,
+            "events": int,
+        }
+    ],
+    "cntvoff": optional(int), "cntvoff_feasible": optional([int]), "cntvoff_change": optional([int]),
+    "cntvoff_reason": optional(str), "counter_hz": optional(int), "counter_hz_source": optional(str),
+    "host_k": optional(str), "guest_k": optional(str),
+    "cntvoff_range": optional([int]), "offset_range": optional([int]),
+}  # fmt: skip
 
 
 def differs(value: Any, shape: Shape, where: str = "$") -> list[str]:
@@ -64,7 +83,7 @@ def differs(value: Any, shape: Shape, where: str = "$") -> list[str]:
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             return [f"{where} is no object"]
-        keys = set(value) - set(MAY_BE_ADDED)
+        keys = set(value) - (set(MAY_BE_ADDED) - set(shape))
         wrong = [f"{where}.{key} {'is new' if key in keys else 'is missing'}" for key in keys ^ set(shape)]
         return wrong + [
             text for key in value if key not in keys ^ set(shape)

@@ -159,6 +159,11 @@ class Lattice:
         lo, hi = -((self.k_hi - k[0]) // mult), (k[1] - self.k_lo) // mult
         return (lo, hi) if lo <= hi else None
 
+    def k_of(self, whole: tuple[int, int]) -> tuple[int, int]:
+        """The other way: the closed interval of K for ``index`` minus ticks in the closed interval ``whole``."""
+        mult = self.scale.mult
+        return whole[0] * mult + self.k_lo, whole[1] * mult + self.k_hi
+
 
 def lattice_at(stamps: U64, scale: NsScale) -> tuple[tuple[int, int], int] | None:
     """K modulo mult as a closed interval for which all ``stamps`` u64[n] are of ``scale``, and the distinct residues.
@@ -179,6 +184,21 @@ def lattice_at(stamps: U64, scale: NsScale) -> tuple[tuple[int, int], int] | Non
         return None
     at = int(wide[0])
     return (int(residues[at]), int(nexts[at]) - 1 - (mult - length)), len(residues)
+
+
+def lattice_of(stamps: U64, frequency: int, clock: Clock = "mono_raw") -> Lattice | None:
+    """The lattice of ``stamps`` u64[n], whose counter is known to run at ``frequency`` Hz.
+
+    None where they do not lie on it, or do not tell K modulo mult; and above 1 GHz. Of a counter of exactly 1 ns a tick
+    every stamp is a tick, and K modulo mult changes none.
+    """
+    scale = scale_of(frequency, clock)
+    if scale is None:
+        return None
+    if scale.mult == 1 << scale.shift:
+        return Lattice(scale, 0, scale.mult - 1)
+    found = lattice_at(stamps, scale)
+    return None if found is None else Lattice(scale, *found[0])
 
 
 def find_lattice(stamps: U64, clock: Clock = "mono_raw") -> Lattice | None:

@@ -32,7 +32,16 @@ def add_claims(parser: argparse.ArgumentParser) -> None:
         "--offset", action="append", default=[], metavar="[GUEST:]CPU=TICKS",
         help="claim: guest = host + TICKS on this guest CPU (repeatable)",
     )  # fmt: skip
+    group.add_argument(
+        "--cntvoff", action="append", default=[], metavar="[GUEST:]CPU=TICKS",
+        help="claim, arm64: guest = host - TICKS in ticks of the counter (repeatable)",
+    )  # fmt: skip
     group.add_argument("--claims", metavar="FILE", help="claims as JSON lines, e.g. from a VMM")
+    group.add_argument(
+        "--claim-event", action="append", default=[], metavar="SYSTEM:NAME:FIELD",
+        help="an event of the host, e.g. a kprobe, whose field logs the vCPU's offset: CNTVOFF on arm64, KVM's TSC"
+        " offset on x86, unless =cntvoff or =tsc_offset follows (repeatable)",
+    )  # fmt: skip
     group.add_argument("--no-claims", action="store_true", help="ignore every claim and derive")
     group.add_argument(
         "--tid", action="append", default=[], metavar="[GUEST:]CPU=TID",
@@ -41,6 +50,13 @@ def add_claims(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--parent", action="append", default=[], metavar="CHILD=PARENT",
         help="CHILD is PARENT's guest (file stems); without it every guest is HOST's",
+    )  # fmt: skip
+    group.add_argument(
+        "--frequency", type=int, metavar="HZ", help="arm64: the counter's frequency, where the stamps do not tell"
+    )
+    group.add_argument(
+        "--k", action="append", default=[], metavar="NAME=K",
+        help="arm64: a machine's stamps are (counter * mult + K) >> shift; or NAME=LO..HI (repeatable)",
     )  # fmt: skip
 
 
@@ -88,6 +104,10 @@ def run_sync(args: argparse.Namespace) -> SyncResult:
             use_claims=not args.no_claims,
             tids=args.tid,
             parents=parents,
+            cntvoffs=args.cntvoff,
+            claim_events=args.claim_event,
+            frequency=args.frequency,
+            ks=args.k,
             progress=progress,
         )
     finally:

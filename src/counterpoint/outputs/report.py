@@ -11,8 +11,10 @@ import numpy as np
 
 from counterpoint.clocks.rate import Rate
 from counterpoint.clocks.scaling import Scale
+from counterpoint.proof.counters import CounterInfo, KnownK
 from counterpoint.proof.verdicts import (
     ClaimProof,
+    CounterClaimProof,
     Counterexample,
     EpochProof,
     Fitted,
@@ -66,18 +68,52 @@ def _recording(name: str, recording: Recording) -> Json:
 def _guest(guest: GuestProof, rate: Rate | None) -> Json:
     out = _recording(guest.name, guest.recording)
     out["parent"] = guest.parent
-    out["vcpus"] = [_vcpu(v, guest.recording.unit, rate) for v in guest.vcpus]
+    if guest.counter is not None and guest.counter.pair is not None:
+        out["counter"] = _counter(guest.counter)
+    if guest.sums:
+        out["cntvoff_sums"] = [
+            {
+                "guest_cpu": s.guest_cpu,
+                "host": s.host,
+                "source": s.source,
+                "cntvoff": s.total,
+                "of_parent": s.own,
+                "of_guest": s.rest,
+                "events": s.events,
+            }
+            for s in guest.sums
+        ]
+    out["vcpus"] = [_vcpu(v, guest.recording.unit, rate, guest.counter) for v in guest.vcpus]
     return out
 
 
-def _vcpu(vcpu: VcpuProof, unit: str, rate: Rate | None) -> Json:
+def _counter(counter: CounterInfo) -> Json:
+    """What is known of arm64's counter behind a guest's stamps and its host's."""
+    return {
+        "hz": counter.hz,
+        "hz_source": counter.source,
+        "hz_others": list(counter.others),
+        "host_k": _k(counter.host_k),
+        "guest_k": _k(counter.guest_k),
+        "host_k_by_claims": {source: list(interval) for source, interval in counter.host_k_by_claims},
+    }
+
+
+def _k(k: KnownK | None) -> Json | None:
+    return None if k is None else {"lo": k.lo, "hi": k.hi, "source": k.source}
+
+
+def _vcpu(vcpu: VcpuProof, unit: str, rate: Rate | None, counter: CounterInfo | None) -> Json:
     return {
         "guest_cpu": vcpu.guest_cpu,
         "host_tid": vcpu.host_tid,
         "matched_by": vcpu.matched_by,
         "verdict": vcpu.verdict.value,
-        "epochs": [_epoch(e, unit, rate) for e in vcpu.epochs],
-        "claims": [_claim(c) for c in vcpu.claims],
+        "epochs": [_epoch(e, unit, rate) | _ticks(e, counter) for e in vcpu.epochs],
+        "claims": [
+            *(_claim(c) | _offset_said(c, counter) for c in vcpu.claims),
+            *(_claim(c) | _cntvoff_said(c, counter) for c in vcpu.counter_claims),
+        ],
         "mis_stamped": [_mis_stamped(m) for m in vcpu.mis_stamped],
         "notes": list(vcpu.notes),
     }
@@ -135,6 +171,23 @@ def _epoch(epoch: EpochProof, unit: str, rate: Rate | None) -> Json:
     return out
 
 
+def _ticks(epoch: EpochProof, counter: CounterInfo | None) -> Json:
+    """The epoch in ticks of arm64's counter, where there is one."""
+    if counter is None or (counter.pair is None and not counter.reason) or not epoch.verdict.is_sound:
+        return {}
+    ticks = epoch.ticks
+    return {
+        "cntvoff": ticks.cntvoff if ticks else None,
+        "cntvoff_feasible": list(ticks.feasible) if ticks and ticks.feasible else None,
+        "cntvoff_change": list(ticks.change) if ticks and ticks.change else None,
+        "cntvoff_reason": counter.reason or None,
+        "counter_hz": counter.hz,
+        "counter_hz_source": counter.source or None,
+        "host_k": counter.host_k.source if counter.host_k else None,
+        "guest_k": counter.guest_k.source if counter.guest_k else None,
+    }
+
+
 def _fitted(fitted: Fitted, scale: Scale) -> Json:
     """The rate, in billionths from what the recordings say of their clocks, and the bounds over time."""
     nominal = fitted.nominal
@@ -164,14 +217,11 @@ def _witness(witness: Witness | None) -> Json | None:
     }
 
 
-def _claim(proof: ClaimProof) -> Json:
+def _claim(proof: ClaimProof | CounterClaimProof) -> Json:
     claim = proof.claim
-    return {
+    out: Json = {
         "source": claim.source,
         "detail": claim.detail or None,
-        "offset": claim.offset,
-        "ratio": claim.ratio,
-        "frac_bits": claim.frac_bits,
         "host_from": claim.host_from,
         "host_to": claim.host_to,
         "verdict": proof.verdict.value,
@@ -181,6 +231,37 @@ def _claim(proof: ClaimProof) -> Json:
         "reason": proof.reason or None,
         "counterexample": _counterexample(proof.counterexample),
     }
+    if proof.by_epoch:
+        out["by_epoch"] = [
+            {
+                "epoch": o.epoch,
+                "verdict": o.verdict.value,
+                "inside": o.inside,
+                "violations": o.violations,
+                "unknown": o.unknown,
+            }
+            for o in proof.by_epoch
+        ]
+    if claim.held is not None:
+        out["spans"] = len(claim.held)
+    return out
+
+
+def _offset_said(proof: ClaimProof, counter: CounterInfo | None) -> Json:
+    """A claim of an offset, and the CNTVOFFs that it may stand for."""
+    claim = proof.claim
+    out: Json = {"offset": claim.offset, "ratio": claim.ratio, "frac_bits": claim.frac_bits}
+    if counter is not None and counter.pair is not None:
+        found = counter.pair.cntvoff(counter.pair.index_range_of((claim.offset, claim.offset)))
+        out["cntvoff_range"] = list(found) if found else None
+    return out
+
+
+def _cntvoff_said(proof: CounterClaimProof, counter: CounterInfo | None) -> Json:
+    """A claim of CNTVOFF, and the offsets that it may stand for."""
+    found = counter.pair.offsets_of(proof.claim.cntvoff) if counter is not None and counter.pair else None
+    out: Json = {"offset": None, "ratio": 1, "frac_bits": 0}
+    return out | {"offset_range": list(found) if found else None, "cntvoff": proof.claim.cntvoff}
 
 
 def _counterexample(example: Counterexample | None) -> Json | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
+from counterpoint.claims.model import Claim
+from counterpoint.outputs.counter_lines import counter_lines, shown_claims
 from counterpoint.outputs.printable import printable
 from counterpoint.outputs.report import width_ns
-from counterpoint.proof.verdicts import ClaimProof, EpochProof, MisStamped, VcpuProof, Verdict
+from counterpoint.proof.verdicts import ClaimProof, CounterClaimProof, EpochProof, MisStamped, VcpuProof, Verdict
 from counterpoint.timeline.sync import GuestProof, SyncResult, offset_width
 
 if TYPE_CHECKING:
@@ -76,6 +78,9 @@ def print_sync(result: SyncResult, file: TextIO | None = None, *, merged: bool =
                 table.add_row(*cells)
     out.print(table)
     _print_changes(out, result)
+    for guest in result.guests:
+        for line in counter_lines(guest):
+            out.print(printable(line))
     _print_claims(out, result)
     for guest in result.guests:
         for vcpu in guest.vcpus:
@@ -161,18 +166,22 @@ def _print_changes(out: Console, result: SyncResult) -> None:
 def _print_claims(out: Console, result: SyncResult) -> None:
     for guest in result.guests:
         for vcpu in guest.vcpus:
-            for proof in vcpu.claims:
-                if proof.verdict is Verdict.PROVED:
-                    continue
+            shown: list[ClaimProof | CounterClaimProof] = [c for c in vcpu.claims if c.verdict is not Verdict.PROVED]
+            shown += shown_claims(result, guest, vcpu)
+            for proof in shown:
                 out.print(
                     f"{printable(guest.name)} cpu {vcpu.guest_cpu}: {printable(_claim(proof))}",
                     style=_STYLE[proof.verdict],
                 )
 
 
-def _claim(proof: ClaimProof) -> str:
+def _claim(proof: ClaimProof | CounterClaimProof) -> str:
     claim = proof.claim
-    text = f"claim {claim.source} {claim.offset} is {proof.verdict.value}"
+    value = str(claim.offset) if isinstance(claim, Claim) else f"CNTVOFF {claim.cntvoff}"
+    text = f"claim {claim.source} {value} is {proof.verdict.value}"
+    parts = [f"{o.verdict.value} in epoch {o.epoch + 1}" for o in proof.by_epoch]
+    if len(parts) > 1 and len({o.verdict for o in proof.by_epoch}) > 1:
+        text += f" ({', '.join(parts)})"
     if proof.violations:
         text += f": {proof.violations} of {proof.inside + proof.violations} checked events fall outside guest mode"
     elif proof.reason:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from counterpoint.clocks.arch_counter import Lattice
-from counterpoint.clocks.counter import I64, MASK, U64, Bools
+from counterpoint.clocks.counter import I64, MASK, U64, Bools, to_signed
 from counterpoint.proof.feasible import Interval
 from counterpoint.proof.fit import Thread
 from counterpoint.proof.windows import FOREVER
@@ -45,6 +45,10 @@ class Spans:
             raise ValueError(f"offset {offset} puts {int((host > hi).sum())} events into gaps")
         first = np.uint64(base)
         return cls(guest, lo.view(np.uint64) + first, hi.view(np.uint64) + first, lo > -FOREVER, hi < FOREVER)
+
+    def take(self, chosen: Bools) -> Spans:
+        """Those of the events ``chosen`` bool[n]."""
+        return Spans(self.guest[chosen], self.lo[chosen], self.hi[chosen], self.lo_known[chosen], self.hi_known[chosen])
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +110,9 @@ class CounterPair:
         return low, high
 
     def cntvoff(self, index: Interval) -> Interval | None:
-        """CNTVOFF in ticks, a closed interval, from ``index_range``; None where a K is not known."""
+        """CNTVOFF in ticks, a closed interval of signed numbers, from ``index_range``; None where a K is not known."""
         shift = self._shift
-        return None if shift is None else (index[0] + shift[0], index[1] + shift[1])
+        return None if shift is None else _signed((index[0] + shift[0], index[1] + shift[1]))
 
     def offsets_of(self, cntvoff: int) -> Interval | None:
         """The trace clocks' offsets in ns, a closed interval, at a CNTVOFF in ticks; None where a K is not known."""
@@ -116,8 +120,9 @@ class CounterPair:
         if shift is None:
             return None
         mult, bits = self.host.scale.mult, self.host.scale.shift
-        low = (((shift[0] - cntvoff) * mult + self.guest.k_lo - self.host.k_hi) >> bits) - 1
-        high = -(-((shift[1] - cntvoff) * mult + self.guest.k_hi - self.host.k_lo) >> bits) + 1
+        least, most = _signed((cntvoff - shift[1], cntvoff - shift[0]))
+        low = ((-most * mult + self.guest.k_lo - self.host.k_hi) >> bits) - 1
+        high = -(-(-least * mult + self.guest.k_hi - self.host.k_lo) >> bits) + 1
         return low, high
 
     def check(self, spans: Spans, cntvoff: int) -> TickCheck | None:
@@ -126,13 +131,21 @@ class CounterPair:
         if shift is None:
             return None
         low, high = self._distances(spans)
-        least, most = cntvoff - shift[1], cntvoff - shift[0]
+        least, most = _signed((cntvoff - shift[1], cntvoff - shift[0]))
         known = spans.lo_known & spans.hi_known
         bad = (spans.lo_known & (low > most)) | (spans.hi_known & (high < least))
         good = known & (low <= least) & (high >= most)
         wrong = np.flatnonzero(bad)
         inside, violations = int(good.sum()), len(wrong)
         return TickCheck(inside, violations, len(low) - inside - violations, int(wrong[0]) if violations else -1)
+
+    def host_stamps(self, guest: U64, cntvoff: int) -> U64:
+        """Where a CNTVOFF in ticks puts guest stamps u64[n], at the middle of the K allowed; both K must be known."""
+        shift = self._shift
+        if shift is None:
+            raise ValueError("a K is not known")
+        index = self.guest.index(guest) + np.uint64((cntvoff - sum(shift) // 2) & MASK)
+        return self.host.scale.to_ns(index, self.host.k_lo)
 
     def _distances(self, spans: Spans) -> tuple[I64, I64]:
         """The least and the greatest host index minus guest index that each event's span allows."""
@@ -142,6 +155,12 @@ class CounterPair:
         return low, high
 
 
+def _signed(interval: Interval) -> Interval:
+    """The same modulo 2**64, with a signed number of 64 bits as its lower end."""
+    low = to_signed(interval[0])
+    return low, low + interval[1] - interval[0]
+
+
 def change(before: Interval, after: Interval) -> Interval:
     """CNTVOFF of a later epoch minus that of an earlier one, from their ``index_range``: no K is needed."""
-    return after[0] - before[1], after[1] - before[0]
+    return _signed((after[0] - before[1], after[1] - before[0]))

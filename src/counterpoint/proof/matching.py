@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from counterpoint.clocks.counter import U64, Bools, distinct, relative
+from counterpoint.clocks.counter import I64, U64, Bools, distinct, relative
 from counterpoint.clocks.scaling import Scale
 from counterpoint.proof.epochs import MIN_CHUNK, Stretch, find_stretches
 from counterpoint.proof.feasible import IntervalSet, TooManyError, narrow
@@ -142,14 +142,25 @@ class ThreadPool:
         ``host_stamp`` u64, ``placed`` bool: this host's own events there. Returns the times, and which are known.
         """
         delta = host_stamp - self.host.stamp
-        when = relative(stamp, self.host.base)
-        host_base = int(host_stamp[placed].min()) if placed.any() else 0
-        above = self.guest_host or GuestHost(self.host, (), self.nested)
-        entry = above.entered(self.activity, tid, when, relative(host_stamp, host_base))
+        entry = self.entered(tid, stamp, host_stamp, placed)
         known = (entry >= 0) & placed[entry]
+        above = self._above
         if above.clock_of(self.activity, tid) is Clock.REFERENCE:
             delta += above.ahead
         return np.where(known, stamp + delta[entry], stamp), known
+
+    def entered(self, tid: int, stamp: U64, host_stamp: U64, placed: Bools) -> I64:
+        """The rows i64[n] of the entries after which thread ``tid`` ran its guest at ``stamp``; -1: not known.
+
+        Parameters as of ``through``.
+        """
+        host_base = int(host_stamp[placed].min()) if placed.any() else 0
+        when = relative(stamp, self.host.base)
+        return self._above.entered(self.activity, tid, when, relative(host_stamp, host_base))
+
+    @property
+    def _above(self) -> GuestHost:
+        return self.guest_host or GuestHost(self.host, (), self.nested)
 
     def stretches(self, track: Track, tid: int) -> list[Stretch]:
         """``find_stretches`` of a track in a thread's windows, found once."""

@@ -271,7 +271,8 @@ def _ahead(epoch: EpochProof, constant: int) -> tuple[int, int]:
 
 
 def _is_bounded(vcpu: VcpuProof) -> bool:
-    return vcpu.is_sound and all(epoch.feasible is not None for epoch in vcpu.epochs)
+    # a claim that is refuted beside a map that holds does not undo the map
+    return vcpu.verdict.is_sound and all(epoch.feasible is not None for epoch in vcpu.epochs)
 
 
 def _moved(spans: Spans, low: int, high: int) -> Spans:

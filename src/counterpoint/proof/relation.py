@@ -11,6 +11,7 @@ from fractions import Fraction
 from counterpoint.clocks.rate import Rate
 from counterpoint.clocks.scaling import Scale
 from counterpoint.proof.lines import RATE_ERROR, scale_of
+from counterpoint.traces.arch import is_arm64
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
 
@@ -55,7 +56,7 @@ def relation_of(host: Recording, guest: Recording) -> Relation:
             return Relation(None, reason=f"{one.name} is recorded in clock {one.clock!r}, which {NO_CLOCKS[one.clock]}")
     if host.clock == guest.clock and host.clock in COUNTERS:
         return Relation(Scale(), constant=True)
-    if host.clock == guest.clock and host.clock in ONE_COUNTER and _is_arm64(host):
+    if host.clock == guest.clock and host.clock in ONE_COUNTER and is_arm64(host):
         return Relation(Scale(), constant=True)
     slew = SLEW_PPM.get(host.clock, 0) + SLEW_PPM.get(guest.clock, 0)
     rates = rate_of(host), rate_of(guest)
@@ -86,9 +87,3 @@ def _between(host: Rate, guest: Rate) -> Scale:
     if host == guest:
         return Scale()
     return scale_of(Fraction(host.mult << guest.shift, guest.mult << host.shift))
-
-
-def _is_arm64(recording: Recording) -> bool:
-    leave = recording.format_named("kvm", "kvm_exit")
-    # arch/arm64/kvm/trace_arm.h; a host without kvm events has its name
-    return recording.options.uname.endswith("aarch64") if leave is None else leave.field("esr_ec") is not None

@@ -19,23 +19,31 @@ def sharpened(vcpu: VcpuProof, index: int, found: Tightened) -> VcpuProof:
     if narrowed is None:
         return vcpu
     lo, hi = found.interval
-    claims = tuple(_held(c, epoch, lo, hi) for c in vcpu.claims)
-    if any(c.verdict is Verdict.REFUTED and c.claim.offset == epoch.offset for c in claims):
+    claims = tuple(_held(c, epoch, index, lo, hi) for c in vcpu.claims)
+    if any(c.claim.offset == epoch.offset and _verdict_in(c, index) is Verdict.REFUTED for c in claims):
         middle = (lo + hi) // 2
         narrowed = replace(narrowed, verdict=Verdict.REFUTED, source=BY_CAUSALITY, offset=middle)
     epochs = tuple(narrowed if i == index else e for i, e in enumerate(vcpu.epochs))
     return replace(vcpu, epochs=epochs, claims=claims)
 
 
-def _held(proof: ClaimProof, epoch: EpochProof, lo: int, hi: int) -> ClaimProof:
-    """A claim that the windows allow holds only where the anchors do as well."""
+def _held(proof: ClaimProof, epoch: EpochProof, index: int, lo: int, hi: int) -> ClaimProof:
+    """A claim that the windows allow in epoch ``index`` holds there only where the anchors do as well."""
     offset = proof.claim.offset
     assert epoch.feasible is not None
     in_windows = epoch.feasible[0] <= offset <= epoch.feasible[1]
-    if proof.verdict is not Verdict.PROVED or not in_windows or lo <= offset <= hi:
+    if _verdict_in(proof, index) is not Verdict.PROVED or not in_windows or lo <= offset <= hi:
         return proof
     reason = f"the run windows allow it, but not the anchors within them: these leave {lo} to {hi}"
-    return replace(proof, verdict=Verdict.REFUTED, reason=reason)
+    outcomes = tuple(replace(o, verdict=Verdict.REFUTED) if o.epoch == index else o for o in proof.by_epoch)
+    return replace(proof, verdict=Verdict.REFUTED, reason=reason, by_epoch=outcomes)
+
+
+def _verdict_in(proof: ClaimProof, index: int) -> Verdict:
+    """The claim's verdict in epoch ``index``; ``unbounded`` where it does not speak of it."""
+    if not proof.by_epoch:
+        return proof.verdict
+    return next((o.verdict for o in proof.by_epoch if o.epoch == index), Verdict.UNBOUNDED)
 
 
 def _narrowed(epoch: EpochProof, found: Tightened) -> EpochProof | None:

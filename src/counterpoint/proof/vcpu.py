@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -18,6 +18,7 @@ from counterpoint.proof.tracks import Track
 from counterpoint.proof.verdicts import (
     ClaimProof,
     Counterexample,
+    EpochOutcome,
     EpochProof,
     MisStamped,
     VcpuProof,
@@ -300,8 +301,7 @@ class VcpuProver:
     def _speaks_of(self, claim: Claim, stretch: Stretch, offset: int) -> bool:
         """Whether the claim's span of host time holds the middle of the stretch."""
         middle = int(self.track.guest[(stretch.sure_first + stretch.sure_last) // 2]) - offset
-        begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
-        return (begin is None or middle >= begin) and (end is None or middle < end)
+        return bool(self._in_span(claim, np.array([middle]))[0])
 
     def _announced(self, left: Part, right: Part, claims: list[Claim]) -> int | None:
         """The host time of a change that a claim names: one ends where the next begins, both offsets in use."""
@@ -360,7 +360,7 @@ class VcpuProver:
             host_to=None if last_epoch else self._host(host_last if part.host_to is None else part.host_to),
             offset=track.absolute_offset(part.offset, self.base) if known else None,
             source=part.source,
-            verdict=self._verdict(part, outcome, claims),
+            verdict=self._verdict(part, index, outcome, claims),
             feasible=self._absolute(feasible, part.offset),
             usable=self._absolute(part.usable or (feasible if len(parts) == 1 else None), part.offset),
             candidates=tuple(pair for c in candidates if (pair := self._absolute(c, part.offset))),
@@ -385,8 +385,8 @@ class VcpuProver:
         middle = self.track.absolute_offset(about, self.base)
         return middle + interval[0] - about, middle + interval[1] - about
 
-    def _verdict(self, part: Part, outcome: Check, claims: tuple[ClaimProof, ...]) -> Verdict:
-        refuted = [c for c in claims if c.verdict is Verdict.REFUTED and self._is_about(c.claim, part)]
+    def _verdict(self, part: Part, index: int, outcome: Check, claims: tuple[ClaimProof, ...]) -> Verdict:
+        refuted = [c for c in claims if c.verdict is Verdict.REFUTED and self._is_refuted_in(c, part, index)]
         # a number typed by hand is a question: its answer must not hide behind another source's
         if any(c.claim.source == given.SOURCE for c in refuted):
             return Verdict.REFUTED
@@ -408,6 +408,11 @@ class VcpuProver:
         first = int(self.track.guest[part.first]) - part.offset
         last = int(self.track.guest[part.last - 1]) - part.offset
         return (begin is None or begin <= last) and (end is None or end > first)
+
+    def _is_refuted_in(self, proof: ClaimProof, part: Part, index: int) -> bool:
+        """Whether a refuted claim is so in this part; where no part alone refutes it, in every one that it is about."""
+        wrong = [o.epoch for o in proof.by_epoch if o.verdict is Verdict.REFUTED]
+        return index in wrong if wrong else self._is_about(proof.claim, part)
 
     def _witness(self, outcome: Check, at: int, offset: int, *, low: bool) -> Witness | None:
         """The event that bounds the offset on one side, and its span."""
@@ -442,9 +447,32 @@ class VcpuProver:
 
     def claim(self, claim: Claim, parts: list[Part], late_rows: Bools) -> ClaimProof:
         """Hold a claim against the events it speaks of; those at ``late_rows`` are mis-stamped."""
+        positions = self._spoken_of(claim, parts, late_rows)
+        proof = self._whole_claim(claim, parts, positions)
+        if len(parts) < 2 or claim.scale != self.thread.scale:
+            return proof
+        return replace(proof, by_epoch=tuple(self._by_epoch(claim, parts, positions)))
+
+    def _by_epoch(self, claim: Claim, parts: list[Part], positions: I64) -> Iterator[EpochOutcome]:
+        """How the claim fares in each part that it speaks of."""
+        offset = self._relative(claim)
+        for index, part in enumerate(parts):
+            mine = positions[(positions >= part.first) & (positions < part.last)]
+            if not len(mine):
+                continue
+            outcome = check(self.track.guest[mine], offset, self.thread)
+            known = part.fit.is_unique and not part.doubtful
+            verdict = Verdict.UNBOUNDED
+            if outcome.violations or (known and not any(lo <= offset <= hi for lo, hi in _intervals(part))):
+                verdict = Verdict.REFUTED
+            elif outcome.evidence >= EVIDENCE_FOR_CLAIM or (known and outcome.inside):
+                verdict = Verdict.PROVED
+            yield EpochOutcome(index, verdict, outcome.inside, outcome.violations, outcome.unknown)
+
+    def _whole_claim(self, claim: Claim, parts: list[Part], positions: I64) -> ClaimProof:
+        """The claim against all events it speaks of."""
         same = claim.scale == self.thread.scale
         thread = self.thread if same else self.thread.at_scale(claim.scale)
-        positions = self._spoken_of(claim, parts, late_rows)
         events, offset = self.track.guest[positions], self.track.relative_offset(claim.offset, thread.windows.base)
         outcome = check(events, offset, thread)
         counts = outcome.inside, outcome.violations, outcome.unknown
@@ -472,19 +500,27 @@ class VcpuProver:
 
     def _spoken_of(self, claim: Claim, parts: list[Part], late_rows: Bools) -> I64:
         """Positions of the events that the claim speaks of: its span of host time, by the maps in use."""
-        begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
         keep = ~late_rows
-        if begin is not None or end is not None:
+        if claim.host_from is not None or claim.host_to is not None:
             host = np.zeros(len(self.track.guest), np.int64)
             for part in parts:
                 # with no better map the claim's own word places its events
                 known = part.fit.candidates or claim.scale != self.thread.scale
                 offset = part.offset if known else self._relative(claim)
                 host[part.first : part.last] = self.track.guest[part.first : part.last] - offset
-            keep &= (host >= (begin if begin is not None else -FOREVER)) & (
-                host < (end if end is not None else FOREVER)
-            )
+            keep &= self._in_span(claim, host)
         return np.flatnonzero(keep)
+
+    def _in_span(self, claim: Claim, host: I64) -> Bools:
+        """Which of ``host`` i64[n], times as those of the windows, the claim speaks of."""
+        begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
+        keep: Bools = (host >= (begin if begin is not None else -FOREVER)) & (
+            host < (end if end is not None else FOREVER)
+        )
+        if claim.held is not None and self.thread.scale.is_identity:
+            stamps = (host + self.base).view(np.uint64)
+            keep &= claim.held.holds(stamps, stamps)
+        return keep
 
     def _counterexample(self, positions: I64, outcome: Check, offset: int, thread: Thread) -> Counterexample:
         position = int(positions[int(np.flatnonzero(outcome.violating)[0])])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from counterpoint.claims.model import Claim
+from counterpoint.claims.model import Claim, CounterClaim
 from counterpoint.clocks.band import Band
 from counterpoint.clocks.counter import I64
 from counterpoint.clocks.maps import ClockMap, Epoch
@@ -109,9 +109,9 @@ class EpochProof:
     interval of offsets that the events allow around the one in use; where several remain, ``candidates`` lists
     them and ``feasible`` spans them all. None: nothing bounds it. Both are counted from ``offset``: near 2**63 they may
     lie beyond it. Offsets are ``guest - scaled host`` by ``scale``, which is 1 where the counters run alike.
-    ``by_windows`` is the interval before ``anchors`` narrowed it. ``usable`` is the part of ``feasible`` that suits the
-    events around a change as well. ``checked`` = ``inside`` + ``violations``; ``unknown`` events fall where the host
-    did not see.
+    ``by_windows`` is the interval before ``anchors`` narrowed it; ``ticks``: the same in ticks, where they are known.
+    ``usable`` is the part of ``feasible`` that suits the events around a change as well. ``checked`` = ``inside`` +
+    ``violations``; ``unknown`` events fall where the host did not see.
     """
 
     rows: I64
@@ -137,6 +137,7 @@ class EpochProof:
     near: int | None = None
     by_windows: tuple[int, int] | None = None
     anchors: tuple[AnchorProof, ...] = ()
+    ticks: TickProof | None = None
 
     def as_epoch(self) -> Epoch:
         """Its map; ValueError where its offset is not known."""
@@ -161,8 +162,19 @@ class EpochProof:
 
 
 @dataclass(frozen=True, slots=True)
+class EpochOutcome:
+    """How a claim fares in epoch number ``epoch`` of its vCPU, by the events there that it speaks of."""
+
+    epoch: int
+    verdict: Verdict
+    inside: int
+    violations: int
+    unknown: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimProof:
-    """What causality says of one claim."""
+    """What causality says of one claim; of a vCPU with several epochs, in each that it speaks of: ``by_epoch``."""
 
     claim: Claim
     verdict: Verdict
@@ -171,6 +183,37 @@ class ClaimProof:
     unknown: int
     counterexample: Counterexample | None = None
     reason: str = ""
+    by_epoch: tuple[EpochOutcome, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CounterClaimProof:
+    """What causality says of one claim in ticks; as ``ClaimProof``."""
+
+    claim: CounterClaim
+    verdict: Verdict
+    inside: int
+    violations: int
+    unknown: int
+    counterexample: Counterexample | None = None
+    reason: str = ""
+    by_epoch: tuple[EpochOutcome, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TickProof:
+    """An epoch in ticks of arm64's counter.
+
+    ``distance``: the host's lattice index minus the guest's (``clocks.arch_counter.Lattice``), the closed interval that
+    the events allow: CNTVOFF plus a number that the two K decide. ``change``: CNTVOFF minus that of the epoch before,
+    which needs no K. ``feasible``: CNTVOFF itself, and ``cntvoff`` the one in use, as signed numbers of 64 bits;
+    None where a K is not known.
+    """
+
+    distance: tuple[int, int]
+    change: tuple[int, int] | None = None
+    feasible: tuple[int, int] | None = None
+    cntvoff: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +243,7 @@ class VcpuProof:
     claims: tuple[ClaimProof, ...]
     mis_stamped: tuple[MisStamped, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    counter_claims: tuple[CounterClaimProof, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -215,4 +259,5 @@ class VcpuProof:
     @property
     def is_sound(self) -> bool:
         """All epochs proved or derived, and no claim refuted."""
-        return self.verdict.is_sound and not any(c.verdict is Verdict.REFUTED for c in self.claims)
+        said = [*(c.verdict for c in self.claims), *(c.verdict for c in self.counter_claims)]
+        return self.verdict.is_sound and Verdict.REFUTED not in said

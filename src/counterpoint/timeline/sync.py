@@ -9,19 +9,24 @@ from os import PathLike, fspath
 
 import numpy as np
 
-from counterpoint.claims import given, time_shift, tsc_offset_events
-from counterpoint.claims.model import Claim
-from counterpoint.clocks.counter import I64, U64, Bools, relative, to_signed
+from counterpoint.claims import dynamic_events, given, time_shift, tsc_offset_events
+from counterpoint.claims.model import Claim, CounterClaim
+from counterpoint.clocks.counter import U64, Bools, to_signed
 from counterpoint.clocks.rate import Rate
 from counterpoint.clocks.scaling import Scale
 from counterpoint.errors import UsageError
 from counterpoint.proof.anchors.tighten import Anchors, Bounded
+from counterpoint.proof.counters import NO_COUNTER, CounterInfo, Counters
 from counterpoint.proof.drift import prove_lines
+from counterpoint.proof.feasible import Interval
 from counterpoint.proof.matching import Hints, Match, ThreadPool, match, match_lines
 from counterpoint.proof.nesting import GuestHost
+from counterpoint.proof.reconcile import reconciled
 from counterpoint.proof.relation import Relation, relation_of, scaled_relation
 from counterpoint.proof.sharpening import sharpened
 from counterpoint.proof.signs import signs_of
+from counterpoint.proof.sums import Hypervisor, Sum, explained
+from counterpoint.proof.ticks import TickProver, in_ns, sure_rows, with_cntvoff
 from counterpoint.proof.tracks import Track, tracks_of
 from counterpoint.proof.vcpu import BY_CAUSALITY, VcpuProver, unmatched
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict, worst
@@ -35,7 +40,11 @@ Source = str | PathLike[str] | Recording
 
 @dataclass(frozen=True, slots=True)
 class GuestProof:
-    """One guest recording and the proof of each of its CPUs against its parent's recording."""
+    """One guest recording and the proof of each of its CPUs against its parent's recording.
+
+    ``counter``: what is known of arm64's counter behind both; None where there is none. ``sums``: what its parent's
+    host logged while it ran.
+    """
 
     name: str
     recording: Recording
@@ -43,6 +52,8 @@ class GuestProof:
     vcpus: tuple[VcpuProof, ...]
     warnings: tuple[str, ...] = ()
     pool: ThreadPool | None = field(default=None, repr=False, compare=False)
+    counter: CounterInfo | None = None
+    sums: tuple[Sum, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -91,6 +102,10 @@ def sync(
     use_claims: bool = True,
     tids: Iterable[str] = (),
     parents: Mapping[str, str] | None = None,
+    cntvoffs: Iterable[str] = (),
+    claim_events: Iterable[str] = (),
+    frequency: int | None = None,
+    ks: Iterable[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> SyncResult:
     """Prove how each guest's clocks relate to the host's, and merge.
@@ -98,6 +113,9 @@ def sync(
     ``host`` and ``guests`` are trace.dat files or open recordings. ``offsets``: claims "[GUEST:]CPU=TICKS";
     ``claims_file``: JSON lines of claims; ``use_claims`` False derives all from the events alone. ``tids``: known
     threads "[GUEST:]CPU=TID". ``parents``: child name to parent name where a guest's host is another guest.
+    Of arm64: ``cntvoffs`` are claims "[GUEST:]CPU=TICKS" of CNTVOFF; ``frequency`` is the counter's in Hz where the
+    stamps do not tell, ``ks`` "NAME=K" relate a machine's stamps to it. ``claim_events``: "SYSTEM:NAME:FIELD" of the
+    host's events that log an offset.
     ``progress`` is called with a few words before each step that may take long.
     Raises BadFileError for files that cannot be read and UsageError for a request that makes no sense.
     """
@@ -109,9 +127,19 @@ def sync(
     host_name, guest_names = names[0], names[1:]
     parent_of = _parents(host_name, guest_names, parents or {})
     by_name = dict(zip(names, [host_recording, *recordings], strict=True))
-    typed = [given.parse_offset(text) for text in offsets] if use_claims else []
-    if claims_file is not None and use_claims:
-        typed += given.read_claims(claims_file)
+    typed: list[tuple[str | None, Claim | CounterClaim]] = []
+    if use_claims:
+        typed += [given.parse_offset(text) for text in offsets]
+        typed += [given.parse_cntvoff(text) for text in cntvoffs]
+    known_ks = [given.parse_k(text) for text in ks]
+    if claims_file is not None:
+        known_ks += given.read_ks(claims_file)
+        typed += given.read_claims(claims_file) if use_claims else []
+    probes = [dynamic_events.parse_probe(text) for text in claim_events]
+    dynamic_events.check_probes(probes, [by_name[name] for name in dict.fromkeys(parent_of.values())])
+    for machine, _ in known_ks:
+        if machine not in by_name:
+            raise UsageError(f"--k {machine}: no recording is called {machine!r} (there are: {', '.join(names)})")
     threads = [given.parse_assignment(text, "--tid", "[GUEST:]CPU=TID", "0=191") for text in tids]
     for name in [*(g for g, _ in typed), *(g for g, _, _ in threads)]:
         if name is not None and name not in guest_names:
@@ -123,13 +151,21 @@ def sync(
         if not len(recording):
             warnings.append(f"{name}: the recording holds no events")
     warnings += signs_of(by_name, host_name)
+    counters = Counters(by_name, frequency, known_ks)
     pools: dict[str, ThreadPool] = {}
+    logs: dict[str, list[dynamic_events.Log]] = {}
     proofs: dict[str, GuestProof] = {}
     for name in _parents_first(host_name, parent_of):
         recording, parent = by_name[name], parent_of[name]
         say(f"proving {name}")
         if parent not in pools:
             pools[parent] = ThreadPool(by_name[parent], _guest_host(proofs.get(parent), by_name[parent]))
+            logs[parent] = []
+            if use_claims:
+                pool = pools[parent]
+                logs[parent], notes = dynamic_events.logs_of(by_name[parent], probes, pool.tids, pool.vcpu_ids)
+                warnings += notes
+        above = None if parent == host_name else _hypervisor(proofs[parent], logs[parent_of[parent]])
         for pool in pools[parent].in_clocks():
             found = _prove_guest(
                 name,
@@ -140,9 +176,18 @@ def sync(
                 [c for g, c in typed if g in (None, name)],
                 {cpu: tid for g, cpu, tid in threads if g in (None, name)},
                 use_claims,
+                logs[parent],
+                counters,
+                above,
             )
             if name not in proofs or _explained(found) > _explained(proofs[name]):
                 proofs[name] = found
+        if (counter := proofs[name].counter) is not None:
+            proofs[name] = replace(proofs[name], counter=counters.learn(parent, name, counter))
+        if proofs[name].sums:
+            told = explained(proofs[parent].vcpus, proofs[name].sums, parent, name)
+            proofs[parent] = replace(proofs[parent], vcpus=told)
+    warnings += [*counters.warnings, *counters.unused()]
     return SyncResult(
         host_recording,
         host_name,
@@ -202,6 +247,13 @@ def _explained(proof: GuestProof) -> tuple[bool, int]:
     return proof.verdict.is_sound, sum(e.inside for v in proof.vcpus for e in v.epochs)
 
 
+def _hypervisor(parent: GuestProof, logs: list[dynamic_events.Log]) -> Hypervisor | None:
+    """What a parent that is a guest itself has to tell its guests; None where its host logged nothing of it."""
+    if not logs:
+        return None
+    return Hypervisor(parent.parent, parent.recording, parent.vcpus, logs, *_to_parent(parent))
+
+
 def _guest_host(parent: GuestProof | None, recording: Recording) -> GuestHost | None:
     """What is known of a parent that is a guest itself."""
     if parent is None or parent.pool is None:
@@ -215,11 +267,14 @@ def _prove_guest(
     parent: str,
     host: Recording,
     pool: ThreadPool,
-    typed: list[Claim],
+    typed: list[Claim | CounterClaim],
     tids: dict[int, int],
     use_claims: bool,
+    logs: Sequence[dynamic_events.Log],
+    counters: Counters,
+    above: Hypervisor | None,
 ) -> GuestProof:
-    """Match and prove every CPU of one guest against its parent's recording."""
+    """Match and prove every CPU of one guest against its parent's recording; ``above``: a parent that is a guest."""
     warnings: list[str] = []
     tracks = tracks_of(guest)
     if not pool.tids:
@@ -241,21 +296,28 @@ def _prove_guest(
             " a rate is fitted"
         )
     hints = Hints(given=dict(tids))
-    by_cpu: list[Claim] = list(typed)
+    by_cpu = [c for c in typed if isinstance(c, Claim)]
     if use_claims:
         shift, notes = time_shift.claims_of(guest, host)
         warnings += notes
         by_cpu += shift
         hints.guest_option = _guest_option(guest, host)
     writes = tsc_offset_events.claims_of(host, pool.vcpu_ids) if use_claims and guest.unit == "ticks" else []
+    counted = [c for c in typed if isinstance(c, CounterClaim)]
+    logged = [claim for log in logs for claim in log.claims]
+    writes += [c for c in logged if isinstance(c, Claim)]
+    counted += [c for c in logged if isinstance(c, CounterClaim)]
     for cpu, tid in tids.items():
         if tid not in pool.tids:
             raise UsageError(f"--tid {cpu}={tid}: thread {tid} has no kvm events in {parent}")
-    job = _Job(guest, tracks, pool, hints, by_cpu, writes)
+    counter = counters.info(parent, name) if relation.constant else None
+    job = _Job(guest, tracks, pool, hints, by_cpu, writes, counted)
     if not pool.tids or relation.scale is None:
         vcpus = job.unmatched()
     elif relation.constant:
         vcpus = _by_constants(job, host)
+        if counter is not None:
+            vcpus = _with_help(job, host, vcpus, counter)
     else:
         vcpus = job.by_lines(relation)
     known = {track.cpu for track in tracks}
@@ -265,7 +327,23 @@ def _prove_guest(
             warnings.append(f"{name}: CPU {claim.guest_cpu}, which {source} speaks of, has no events")
     for cpu in tids.keys() - known:
         warnings.append(f"{name}: CPU {cpu}, which --tid speaks of, has no events")
-    return GuestProof(name, guest, parent, _one_offset(_sharpened(host, guest, vcpus)), tuple(warnings), pool)
+    vcpus, whole = _sharpened(host, guest, vcpus)
+    if counter is not None and whole is not None:
+        counter = counters.with_guest(counter, parent, name, whole)
+    sums: list[Sum] = []
+    if above is not None and counter is not None and relation.scale is not None:
+        sums = above.sums(guest, vcpus, pool)
+        threads = {v.guest_cpu: v.host_tid for v in vcpus}
+        job = replace(job, counted=counted + [s.claim(t) for s in sums if (t := threads[s.guest_cpu]) is not None])
+    if counter is not None or counted:
+        counter = counter or CounterInfo(reason=NO_COUNTER)
+        prover = TickProver(guest, counter, pool.thread)
+        vcpus = prover.prove(vcpus, job.counter_claims_of)
+        counter = replace(counter, agreed=tuple(prover.agreed.items()))
+    proved = _one_offset(vcpus)
+    pair = None if counter is None else counter.pair
+    proved = tuple(reconciled(vcpu, pair) for vcpu in with_cntvoff(proved, pair))
+    return GuestProof(name, guest, parent, proved, tuple(warnings), pool, counter, tuple(sums))
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +356,17 @@ class _Job:
     hints: Hints
     by_cpu: list[Claim]
     writes: list[Claim]
+    counted: list[CounterClaim]
 
     def claims_of(self, track: Track, tid: int | None) -> list[Claim]:
         """The claims about one CPU that runs as thread ``tid``."""
         mine = [c for c in self.by_cpu if c.guest_cpu == track.cpu]
         return mine if tid is None else mine + [c for c in self.writes if c.tid == tid]
+
+    def counter_claims_of(self, vcpu: VcpuProof) -> list[CounterClaim]:
+        """The claims in ticks about one CPU."""
+        mine = [c for c in self.counted if c.guest_cpu == vcpu.guest_cpu]
+        return mine + [c for c in self.counted if c.tid is not None and c.tid == vcpu.host_tid]
 
     def unmatched(self) -> list[VcpuProof]:
         """Nothing is known of any CPU."""
@@ -345,8 +429,26 @@ def _by_constants(job: _Job, host: Recording) -> list[VcpuProof]:
     return max(reversed(proofs), key=lambda vcpus: sum(v.verdict.is_sound for v in vcpus))
 
 
-def _sharpened(host: Recording, guest: Recording, vcpus: list[VcpuProof]) -> list[VcpuProof]:
-    """Narrow the intervals of sound epochs by anchors, where the recordings have any (see ``proof.anchors``)."""
+def _with_help(job: _Job, host: Recording, vcpus: list[VcpuProof], counter: CounterInfo) -> list[VcpuProof]:
+    """The proofs, with claims in ticks turned into ns where the proofs are in doubt and both K are known."""
+    helpful = {c: claim for c in job.counted if (claim := in_ns(c, counter)) is not None}
+    if not helpful or all(v.verdict.is_sound for v in vcpus):
+        return vcpus
+    typed = [claim for c, claim in helpful.items() if c.tid is None]
+    logged = [claim for c, claim in helpful.items() if c.tid is not None]
+    helped = _by_constants(replace(job, by_cpu=job.by_cpu + typed, writes=job.writes + logged), host)
+    if sum(v.verdict.is_sound for v in helped) <= sum(v.verdict.is_sound for v in vcpus):
+        return vcpus
+    # what becomes of these claims is for the ticks to say
+    mine = set(helpful.values())
+    return [replace(v, claims=tuple(c for c in v.claims if c.claim not in mine)) for v in helped]
+
+
+def _sharpened(host: Recording, guest: Recording, vcpus: list[VcpuProof]) -> tuple[list[VcpuProof], Interval | None]:
+    """Narrow the intervals of sound epochs by anchors, where the recordings have any (see ``proof.anchors``).
+
+    Also what they tell of the guest's counter: ``Found.guest_whole``, of all of them.
+    """
     places = [
         (v, index)
         for v, vcpu in enumerate(vcpus)
@@ -360,27 +462,20 @@ def _sharpened(host: Recording, guest: Recording, vcpus: list[VcpuProof]) -> lis
         and len(e.rows)
     ]
     if not places:
-        return vcpus
+        return vcpus, None
     bounded = []
     for v, index in places:
         vcpu, epoch = vcpus[v], vcpus[v].epochs[index]
         assert vcpu.host_tid is not None and epoch.feasible is not None
-        bounded.append(Bounded(vcpu.host_tid, vcpu.guest_cpu, epoch.feasible, _sure_rows(guest, epoch)))
+        bounded.append(Bounded(vcpu.host_tid, vcpu.guest_cpu, epoch.feasible, sure_rows(guest, epoch)))
     out = list(vcpus)
+    wholes: list[Interval] = []
     for (v, index), found in zip(places, Anchors(host, guest).tighten(bounded), strict=True):
         out[v] = sharpened(out[v], index, found)
-    return out
-
-
-def _sure_rows(guest: Recording, epoch: EpochProof) -> I64:
-    """The rows that belong to the epoch beyond doubt."""
-    keep = np.ones(len(epoch.rows), np.bool_)
-    begin, end = epoch.guest_sure
-    if begin is not None:
-        keep &= relative(guest.stamp[epoch.rows], begin) >= 0
-    if end is not None:
-        keep &= relative(guest.stamp[epoch.rows], end) <= 0
-    return epoch.rows[keep]
+        belied = {anchor.kind for anchor in found.contradictions}
+        wholes += [f.guest_whole for f in found.found if f.guest_whole is not None and f.kind not in belied]
+    whole = (max(lo for lo, _ in wholes), min(hi for _, hi in wholes)) if wholes else None
+    return out, whole
 
 
 def _guest_option(guest: Recording, host: Recording) -> dict[int, int]:

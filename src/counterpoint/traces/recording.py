@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from counterpoint.clocks.counter import I64, U64
+from counterpoint.clocks.counter import I64, U64, relative
 from counterpoint.errors import BadFileError
 from counterpoint.traces import compression
 from counterpoint.traces.columns import EventBatch, int_column
@@ -103,6 +103,16 @@ class Recording:
     def base(self) -> int:
         """What signed distances between its stamps are counted from: the lowest stamp."""
         return int(self.stamp.min()) if len(self.stamp) else 0
+
+    @cached_property
+    def lost_after(self) -> I64:
+        """After which stamps, counted from the base, events of some CPU were lost: i64, in order.
+
+        What was lost before a CPU's first event has no such stamp, and is left out.
+        """
+        first = np.array([s.first for s in self.streams], np.int64)
+        row = self.losses.row[self.losses.row > first[self.losses.stream]]
+        return np.sort(relative(self.stamp[row - 1], self.base))
 
     def __len__(self) -> int:
         """Number of events."""
