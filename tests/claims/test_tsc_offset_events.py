@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from counterpoint.claims.tsc_offset_events import claims_of
 from counterpoint.traces.recording import Recording
-from writers.events import KVM_WRITE_TSC_OFFSET
+from writers.events import KVM_ENTRY_X86, KVM_EXIT_X86, KVM_WRITE_TSC_OFFSET
 from writers.tracedat import Buffer, TraceFile
 
 ONE_VM = {101: 0, 102: 1}
 TWO_VMS = {101: 0, 102: 1, 201: 0, 202: 1}
 
 
-def host(tmp_path, writes, clock="x86-tsc") -> Recording:
-    """``writes``: (stamp, pid, vCPU id, offset before, offset after)."""
-    file = TraceFile(events=[KVM_WRITE_TSC_OFFSET], clock=clock)
+def host(tmp_path, writes, clock="x86-tsc", ran=(), **options) -> Recording:
+    """``writes``: (stamp, pid, vCPU id, offset before, offset after); ``ran``: (stamp, pid) of entries and exits."""
+    file = TraceFile(events=[KVM_WRITE_TSC_OFFSET, KVM_ENTRY_X86, KVM_EXIT_X86], clock=clock)
     rows = [
         (
             stamp,
@@ -27,7 +27,9 @@ def host(tmp_path, writes, clock="x86-tsc") -> Recording:
         )
         for stamp, pid, vcpu, before, after in writes
     ]
-    file.buffers = [Buffer("", cpus={0: file.stream(rows)})]
+    kinds = {True: KVM_ENTRY_X86, False: KVM_EXIT_X86}
+    rows += [(stamp, file.payload(kinds[stamp % 2 == 0], pid)) for stamp, pid in ran]
+    file.buffers = [Buffer("", cpus={0: file.stream(sorted(rows), **options)})]
     file.write(tmp_path / "host.dat")
     return Recording.open(tmp_path / "host.dat")
 
@@ -72,3 +74,43 @@ def test_another_threads_write_may_be_of_any_of_two_vms(tmp_path):
 
 def test_ticks_say_nothing_of_a_clock_in_ns(tmp_path):
     assert claims_of(host(tmp_path, [(1000, 101, 0, -5, -7)], clock="mono_raw"), ONE_VM) == []
+
+
+def test_a_vcpu_that_is_created_had_no_offset_before(tmp_path):
+    recording = host(tmp_path, [(1000, 101, 0, 0, -7)], ran=[(1100, 101), (1201, 101)])
+
+    assert said(claims_of(recording, ONE_VM)) == [(101, -7, None, None)]
+
+
+def test_an_offset_of_0_at_which_the_guest_ran_counts(tmp_path):
+    for ran in ([(900, 101), (951, 101), (1100, 101)], [(951, 101), (1100, 101)]):
+        recording = host(tmp_path, [(1000, 101, 0, 0, -7)], ran=ran)
+
+        assert said(claims_of(recording, ONE_VM)) == [(101, 0, None, 1000), (101, -7, 1000, None)]
+
+
+def test_a_restore_that_writes_twice_claims_what_the_guest_ran_with(tmp_path):
+    # as cloud-hypervisor does it: each vCPU has two writes before it runs
+    writes = [(1000, 101, 0, 0, -7), (1010, 101, 0, -7, -9), (1020, 102, 1, 0, -9), (1030, 102, 1, -9, -9)]
+    recording = host(tmp_path, writes, ran=[(1100, 101), (1100, 102)])
+
+    assert said(claims_of(recording, ONE_VM)) == [(101, -9, None, None), (102, -9, None, None)]
+
+
+def test_what_was_written_between_two_runs_is_no_epoch(tmp_path):
+    writes = [(1000, 101, 0, -5, -7), (1010, 101, 0, -7, -9)]
+    recording = host(tmp_path, writes, ran=[(900, 101), (1100, 101)])
+
+    assert said(claims_of(recording, ONE_VM)) == [(101, -5, None, 1000), (101, -9, 1000, None)]
+
+
+def test_where_events_were_lost_the_guest_may_have_run(tmp_path):
+    ran = [(800, 55), (900, 55), (1100, 101)]
+    lossy = {"missed": {1: 3}}
+
+    recording = host(tmp_path, [(1000, 101, 0, -5, -7)], ran=ran, **lossy)
+    assert said(claims_of(recording, ONE_VM)) == [(101, -5, None, 1000), (101, -7, 1000, None)]
+
+    # a vCPU of which nothing was seen before is taken as created; what held before the write is not said
+    recording = host(tmp_path, [(1000, 101, 0, 0, -7)], ran=ran, **lossy)
+    assert said(claims_of(recording, ONE_VM)) == [(101, -7, 1000, None)]

@@ -21,6 +21,7 @@ from counterpoint.clocks.arch_counter import (
     find_lattice,
     k_of_timekeeper,
     lattice_at,
+    lattice_of,
     scale_of,
 )
 from counterpoint.traces.recording import Recording
@@ -227,6 +228,35 @@ def test_the_whole_of_k_is_an_interval_where_k_is_one(k: int, more: int) -> None
     assert lattice.whole((k, k)) == (k // scale.mult, k // scale.mult)
     assert lattice.whole((k, k + more)) == (k // scale.mult, (k + more - rest) // scale.mult)
     assert lattice.whole((k + 1, k + 2)) is None
+    assert lattice.k_of((k // scale.mult, k // scale.mult)) == (k, k)
+
+
+@given(frequencies, st.integers(0, 1 << 70), st.integers(0, 1 << 16), st.sampled_from(["mono_raw", "local"]))
+def test_a_frequency_that_is_given_gives_ticks_back(hz: int, k: int, seed: int, clock: Clock) -> None:
+    scale = scale_of(hz, clock)
+    assert scale is not None
+    ns, ticks = stamps(scale, k, seed, count=300)
+    found = lattice_of(ns, hz, clock)
+    if found is None:
+        # of a counter of nearly 1 GHz many K suit some stamps
+        assert scale.mult < 4 << scale.shift
+        return
+    whole = found.whole((k, k))
+    assert whole is not None
+    assert whole[0] == whole[1]
+    assert (found.index(ns) - np.uint64(whole[0] & MASK) == ticks).all()
+    lo, hi = found.k_of(whole)
+    assert lo <= k <= hi
+
+
+def test_at_1_ghz_every_stamp_is_a_tick() -> None:
+    ns = np.array([5, 6, 7, 1 << 60], np.uint64)
+    found = lattice_of(ns, 1_000_000_000)
+    assert found is not None
+    assert found.index(ns).tolist() == ns.tolist()
+    assert found.whole((7 << 23, (8 << 23) - 1)) == (7, 7)
+    assert lattice_of(ns, 1_000_000_001) is None
+    assert lattice_of(ns, 24_000_000) is None
 
 
 # -- real recordings

@@ -38,8 +38,9 @@ COUNTEREXAMPLE: Shape = {
     "guest_stamp": int, "guest_event": str, "host_stamp": int, "host_gap": [optional(int)], "reason": str,
 }  # fmt: skip
 CLAIM: Shape = {
-    "source": str, "detail": optional(str), "offset": optional(int), "ratio": int, "frac_bits": int, "host_from": optional(int),
-    "host_to": optional(int), "verdict": str, "inside": int, "violations": int, "unknown": int,
+    "source": str, "detail": optional(str), "offset": optional(int), "ratio": int, "frac_bits": int,
+    "host_from": optional(int), "host_to": optional(int), "verdict": str, "inside": int, "violations": int,
+    "unknown": int,
     "reason": optional(str), "counterexample": optional(COUNTEREXAMPLE),
 }  # fmt: skip
 MIS_STAMPED: Shape = {"guest_from": int, "guest_to": int, "events": int, "late_by": optional([int])}

@@ -177,6 +177,16 @@ class TestFeatures:
 
         assert values == {0} | {e["cntvoff"] for v in made.truth["guests"][0]["vcpus"] for e in v["epochs"]}
 
+    def test_probes_say_the_sum_while_l2_runs(self, tmp_path):
+        made = make(tmp_path, arch="arm64", probes=True, pauses=1, nested=1, kvm_events=True)
+        host = made.recordings["host"]
+        event = host.format_named("lab", "set_cntvoff")
+        values = set(host.column(event, "off", host.rows(event)).tolist())
+        l1 = {e["cntvoff"] for v in made.truth["guests"][0]["vcpus"] for e in v["epochs"]}
+        (l2,) = {e["cntvoff"] for v in made.truth["guests"][1]["vcpus"] for e in v["epochs"]}
+
+        assert values == {0} | l1 | {(value + l2) % (1 << 64) for value in l1}
+
     def test_kvm_clock_is_what_kvm_said(self, tmp_path):
         made = make(tmp_path, guest_clock="local", pvclock=True, events=6000)
         host, guest = made.recordings["host"], made.truth["guests"][0]

@@ -55,6 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
     "nested-scaled": {"nested": 1, "guest_khz": 2_000_000, "nested_khz": 3_000_000, "pauses": 1},
     "nested-mono": {"nested": 1, "clock": "mono", "slews": 2, "drift_ppm": 20.0},
     "nested-arm64": {"nested": 1, "arch": "arm64", "nested_events": True, "pauses": 1, "khz": 62_500},
+    "nested-arm64-probes": {"nested": 2, "arch": "arm64", "probes": True, "pauses": 1, "khz": 54_000},
     "nested-two-on-one": {"nested": 2, "vcpus": 1, "time_shift": "true"},
     "migrate": {"migrate": True},
     "migrate-rates": {"migrate": True, "khz_b": 2_900_000, "vms": 2, "pauses": 1},

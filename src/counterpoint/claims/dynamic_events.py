@@ -9,7 +9,7 @@ The one is sent as a VHE host sets CNTVOFF_EL2 (arch/arm64/kvm/hyp/vhe/timer-sr.
 loaded, to 0 where it is put. Of a thread that logs other values too, a 0 is no value therefore. The other names what
 KVM has for the VM, which is not what a hypervisor's own vCPU runs with. Any other event is one that the user names.
 
-A value holds from its event to the next one of the same vCPU. While a vCPU runs a nested guest what is logged is that
+A value holds from its event to the next value of the same vCPU. While a vCPU runs a nested guest what is logged is that
 guest's: the sum of both levels.
 """
 
@@ -102,8 +102,7 @@ def check_probes(probes: Sequence[Probe], hosts: Sequence[Recording]) -> None:
 class Log:
     """What ``probe`` logged of the vCPU of thread ``tid``: runs of one value, in order, n of them.
 
-    Run i has ``value[i]`` i64 from host stamp ``begin[i]`` u64 to before ``end[i]`` u64; ``is_open``: the last has no
-    end.
+    Run i has ``value[i]`` i64 from host stamp ``begin[i]`` u64 to before ``end[i]`` u64; but the last has no end.
     """
 
     probe: Probe
@@ -112,7 +111,6 @@ class Log:
     begin: U64
     end: U64
     value: I64
-    is_open: bool
 
     @property
     def claims(self) -> list[Claim | CounterClaim]:
@@ -121,8 +119,7 @@ class Log:
         values, first = distinct(self.value)
         for index in np.argsort(first, kind="stable").tolist():
             value, mine = int(values[index]), self.value == values[index]
-            last_is_mine = bool(mine[-1])
-            held = Held(self.begin[mine], self.end[mine], is_open=self.is_open and last_is_mine)
+            held = Held(self.begin[mine], self.end[mine], is_open=bool(mine[-1]))
             begin = int(held.begin[0])
             end = None if held.is_open else int(held.end[-1])
             kind = CounterClaim if self.unit == "cntvoff" else Claim
@@ -191,29 +188,23 @@ def _alone(vcpu_ids: Mapping[int, int]) -> Iterator[tuple[int, int]]:
             yield vcpu, tid
 
 
-def _runs(host: Recording, rows: I64, value: I64) -> tuple[U64, U64, I64, bool]:
-    """The runs of one vCPU's events ``rows`` in order: (begin, end, value, is_open).
+def _runs(host: Recording, rows: I64, value: I64) -> tuple[U64, U64, I64]:
+    """The runs of one vCPU's events ``rows`` in order: (begin, end, value).
 
-    A run ends with the first event of another value or of 0. Where events were lost on the way there, nobody says when
-    the value ended: it is taken to hold to where the loss begins.
+    Where events were lost on the way to the next value, nobody says when it came: a run is taken to end there.
     """
-    stamp = host.stamp[rows]
-    put = value == 0
-    if put.all():
-        put = np.zeros(len(value), np.bool_)
-    at = np.flatnonzero(~put)
-    kept = value[at]
-    first = np.flatnonzero(np.r_[True, kept[1:] != kept[:-1]])
-    last = np.r_[first[1:] - 1, len(kept) - 1]
-    begin, final = stamp[at[first]], at[last]
-    is_open = bool(final[-1] == len(stamp) - 1)
-    end = stamp[np.minimum(final + 1, len(stamp) - 1)]
+    kept = value != 0
+    if not kept.any():
+        kept = ~kept
+    stamp, value = host.stamp[rows[kept]], value[kept]
+    first = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])
+    begin, final = stamp[first], stamp[np.r_[first[1:] - 1, len(value) - 1]]
+    end = np.r_[begin[1:], final[-1:]]
     lost = host.lost_after
-    if len(lost):
-        since, until = relative(stamp[final], host.base), relative(end, host.base)
+    if len(lost) and len(first) > 1:
+        since, until = relative(final, host.base), relative(end, host.base)
         following = np.searchsorted(lost, since, side="left")
         cut = lost[np.minimum(following, len(lost) - 1)]
-        # the last value of a recording has no end to be doubted
-        cuts = (following < len(lost)) & (cut < until) & (np.arange(len(until)) < len(until) - is_open)
+        cuts = (following < len(lost)) & (cut < until)
         end = np.where(cuts, (cut + 1).view(np.uint64) + np.uint64(host.base), end)
-    return begin, end, kept[first], is_open
+    return begin, end, value[first]

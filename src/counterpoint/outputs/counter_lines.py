@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from counterpoint.claims import given
-from counterpoint.proof.counters import CounterInfo
+from counterpoint.proof.counters import BY_RECORDING, GIVEN, CounterInfo
 from counterpoint.proof.verdicts import CounterClaimProof, VcpuProof, Verdict
 from counterpoint.timeline.sync import GuestProof, SyncResult
 
@@ -17,8 +17,6 @@ def counter_lines(guest: GuestProof) -> Iterator[str]:
         return
     if counter.pair is not None:
         rate = f"{guest.name}: the counter runs at {counter.hz} Hz ({_source(counter)})"
-        if counter.others:
-            rate += f", or at {' or '.join(map(str, counter.others))} if it steps by several ticks"
         yield rate + (f"; {counter.reason}" if counter.reason else f"; {_ks(guest, counter)}")
     elif counter.reason:
         yield f"{guest.name}: {counter.reason}"
@@ -48,11 +46,13 @@ def shown_claims(result: SyncResult, guest: GuestProof, vcpu: VcpuProof) -> list
 
 
 def _source(counter: CounterInfo) -> str:
-    return "given" if counter.source == "given" else "by the stamps"
+    if counter.source == GIVEN:
+        return "given"
+    return "by the stamps, if it does not step by several ticks" if counter.others else "by the stamps"
 
 
 def _ks(guest: GuestProof, counter: CounterInfo) -> str:
-    words = {"given": "given", "recording": "by its recording"}
+    words = {GIVEN: "given", BY_RECORDING: "by its recording"}
     names = (guest.parent, counter.host_k), (guest.name, counter.guest_k)
     return "K of " + ", of ".join(f"{name} {words[k.source]}" for name, k in names if k is not None)
 

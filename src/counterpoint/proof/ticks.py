@@ -227,7 +227,7 @@ class TickProver:
         thread = self.thread_of(vcpu.host_tid)
         when = relative(host, thread.windows.base)
         at = np.searchsorted(thread.lo, when, side="right") - 1
-        wrong = np.flatnonzero((when > thread.hi[at]) & ((host < spans.lo) | (host > spans.hi)))
+        wrong = np.flatnonzero((at >= 0) & (at < len(thread.lo) - 1) & (when > thread.hi[at]))
         if not len(wrong):
             return None
         first = int(wrong[0])

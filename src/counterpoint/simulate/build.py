@@ -10,7 +10,7 @@ from counterpoint.clocks.counter import MASK
 from counterpoint.errors import UsageError
 from counterpoint.simulate.file_options import add_options
 from counterpoint.simulate.guest_events import make_guest, make_nested
-from counterpoint.simulate.host_events import make_hosts
+from counterpoint.simulate.host_events import make_hosts, nested_probe_blocks
 from counterpoint.simulate.members import Guest, Host
 from counterpoint.simulate.options import WorldOptions
 from counterpoint.simulate.plan import Plan, VmCounters, make_counters, make_plan
@@ -50,7 +50,10 @@ def build(options: WorldOptions, rng: np.random.Generator) -> tuple[list[Host], 
         guests.append(make_guest(plan, vm, its, times, host_of, span))
     if options.nested:
         assert counters[0] is not None
-        guests.append(make_nested(plan, guests[0], counters[0], times, span))
+        nested = make_nested(plan, guests[0], counters[0], times, span)
+        guests.append(nested)
+        if options.probes and options.kvm_events and nested.given is not None:
+            hosts[0].machine.blocks += nested_probe_blocks(plan, times, counters[0], nested.given[1])
     add_options(plan, hosts, guests)
     return hosts, guests, span
 

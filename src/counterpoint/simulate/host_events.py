@@ -247,6 +247,24 @@ def _probe_blocks(plan: Plan, times: Times, counters: Sequence[VmCounters | None
     return out
 
 
+def nested_probe_blocks(plan: Plan, times: Times, its: VmCounters, l12_offset: int) -> list[Block]:
+    """What the same probe logs as the first VM's vCPUs go to L2 and back: 0, and the sum of both levels or L1's own."""
+    windows, stints, l2 = times.windows, times.stints, times.l2
+    to_l2 = ~times.last & (l2 < 0) & (np.r_[l2[1:], -1] >= 0)
+    to_l1 = ~times.last & (l2 >= 0) & (np.r_[l2[1:], -1] < 0)
+    at = np.flatnonzero(to_l2 | to_l1)
+    gap = windows.entry[at + 1] - windows.leave[at]
+    put, loaded = windows.leave[at] + gap // 4, windows.leave[at] + gap * 3 // 4
+    offsets = np.array([s.offset for s in its.common.settings], np.int64)[its.common.epoch(loaded)]
+    value = -(offsets + np.where(to_l2[at], l12_offset, 0)).view(np.uint64)
+    stint = windows.stint[at]
+    tid = plan.tids[0][stints.thread[stint]]
+    return [
+        Block(SET_CNTVOFF, t, stints.cpu[stint], tid, {"__probe_ip": KERNEL_TEXT + 0x4000, "off": off})
+        for t, off in ((put, np.zeros(len(at), np.uint64)), (loaded, value))
+    ]
+
+
 def _switch_blocks(plan: Plan, times: Times, stint_tid: I64, now: Callable[[I64, I64], I64]) -> list[Block]:
     """sched_switch to and from every stint, and what other tasks do between them."""
     options, rng, stints = plan.options, plan.rng, times.stints

@@ -20,7 +20,7 @@ from counterpoint.proof.counters import NO_COUNTER, CounterInfo, Counters
 from counterpoint.proof.drift import prove_lines
 from counterpoint.proof.feasible import Interval
 from counterpoint.proof.matching import Hints, Match, ThreadPool, match, match_lines
-from counterpoint.proof.nesting import GuestHost
+from counterpoint.proof.nesting import Clock, GuestHost
 from counterpoint.proof.reconcile import reconciled
 from counterpoint.proof.relation import Relation, relation_of, scaled_relation
 from counterpoint.proof.sharpening import sharpened
@@ -311,6 +311,8 @@ def _prove_guest(
         if tid not in pool.tids:
             raise UsageError(f"--tid {cpu}={tid}: thread {tid} has no kvm events in {parent}")
     counter = counters.info(parent, name) if relation.constant else None
+    if counter is not None and pool.guest_host is not None and pool.guest_host.clock is Clock.REFERENCE:
+        counter = CounterInfo(reason=f"its offset is not to the clock of the CPU of {parent} that it was on")
     job = _Job(guest, tracks, pool, hints, by_cpu, writes, counted)
     if not pool.tids or relation.scale is None:
         vcpus = job.unmatched()
@@ -431,16 +433,18 @@ def _by_constants(job: _Job, host: Recording) -> list[VcpuProof]:
 
 def _with_help(job: _Job, host: Recording, vcpus: list[VcpuProof], counter: CounterInfo) -> list[VcpuProof]:
     """The proofs, with claims in ticks turned into ns where the proofs are in doubt and both K are known."""
-    helpful = {c: claim for c in job.counted if (claim := in_ns(c, counter)) is not None}
-    if not helpful or all(v.verdict.is_sound for v in vcpus):
+    if all(v.verdict.is_sound for v in vcpus):
         return vcpus
-    typed = [claim for c, claim in helpful.items() if c.tid is None]
-    logged = [claim for c, claim in helpful.items() if c.tid is not None]
+    helpful = [claim for c in job.counted if (claim := in_ns(c, counter)) is not None]
+    # what a probe's first value says of the time before it is held against the events as the rest is
+    first = {(c.source, c.tid): c for c in reversed(helpful) if c.held is not None}
+    helpful = [replace(c, host_from=None, held=None) if c is first.get((c.source, c.tid)) else c for c in helpful]
+    typed, logged = [c for c in helpful if c.tid is None], [c for c in helpful if c.tid is not None]
     helped = _by_constants(replace(job, by_cpu=job.by_cpu + typed, writes=job.writes + logged), host)
     if sum(v.verdict.is_sound for v in helped) <= sum(v.verdict.is_sound for v in vcpus):
         return vcpus
     # what becomes of these claims is for the ticks to say
-    mine = set(helpful.values())
+    mine = set(helpful)
     return [replace(v, claims=tuple(c for c in v.claims if c.claim not in mine)) for v in helped]
 
 
