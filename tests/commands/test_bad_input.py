@@ -300,6 +300,15 @@ class TestUsage:
             (["--offset", "0=" + "9" * 5000], "is expected"),
             (["--offset", f"0={2**64}"], "an offset has 64 bits"),
             (["--offset", "vm:0=5"], "no guest is called 'vm' (there are: guest)"),
+            (["--cntvoff", "0"], "--cntvoff 0: [GUEST:]CPU=TICKS is expected, as in --cntvoff 0=13991199888"),
+            (["--cntvoff", f"0={2**64}"], "CNTVOFF has 64 bits"),
+            (["--cntvoff", "vm:0=5"], "no guest is called 'vm' (there are: guest)"),
+            (["--k", "5"], "--k 5: NAME=K or NAME=LO..HI is expected, as in --k host=-51935628879218171"),
+            (["--k", "vm=5"], "--k vm: no recording is called 'vm' (there are: host, guest)"),
+            (["--frequency", "0"], "--frequency 0: 1 to 1000000000 Hz"),
+            (["--claim-event", "lab"], "--claim-event lab: SYSTEM:NAME:FIELD is expected"),
+            (["--claim-event", "a:b:c"], "--claim-event a:b:c: no host has an event a:b"),
+            (["--claim-event", "kvm:kvm_entry:x"], "in host its integer fields are"),
             (["--tid", "0"], "--tid 0: [GUEST:]CPU=TID is expected, as in --tid 0=191"),
             (["--tid", "0=x"], "--tid 0=x: [GUEST:]CPU=TID is expected"),
             (["--tid", "vm:0=5"], "no guest is called 'vm'"),
@@ -319,7 +328,7 @@ class TestUsage:
 
         assert sentence in said
 
-    @pytest.mark.parametrize("flag", ["--offset", "--tid"])
+    @pytest.mark.parametrize("flag", ["--offset", "--cntvoff", "--tid"])
     def test_a_cpu_without_events_is_said(self, run, pair, flag):
         thread = 147
 
@@ -331,6 +340,7 @@ class TestUsage:
         ("content", "sentence"),
         [
             (b"{", "line 1 is no claim: Expecting property name"),
+            (b'{"machine": "host", "k": []}', "line 1 is no claim: its 'k' is neither an integer nor a list"),
             (b"\n[]", "line 2 is no claim: an object is expected"),
             (b"1", "an object is expected"),
             (b"[" * 100_000, "nested too deep"),

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from counterpoint.clocks.arch_counter import k_of_timekeeper, scale_of
 from counterpoint.commands.main import main
+from counterpoint.proof.counters import CounterInfo
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict
 from counterpoint.timeline.sync import SyncResult, sync
 from counterpoint.traces.recording import Recording
@@ -23,6 +25,7 @@ NOTHING = {"x86-no-overlap"}
 """Pairs of which nothing can be said: they do not overlap."""
 
 BIG = {"arm64-nested"}
+SET_CNTVOFF, VCPU_LOAD = "lab:set_cntvoff:off", "lab:vcpu_load:voff"
 NAMES = sorted(p.parent.name for p in RECORDINGS.glob("*/truth.json"))
 CLAIMED = ["x86-agent", "x86-vcpus-differ", "x86-offset-change", "x86-guest-wrmsr"]
 USUAL = [n for n in NAMES if n not in NOTHING | BIG]
@@ -231,6 +234,175 @@ def test_three_levels(name: str) -> None:
         (epoch,) = vcpu.epochs
         assert holds_truth(epoch, truth["epochs"][0])
         assert vcpu.verdict is Verdict.DERIVED
+
+
+# -- arm64, in ticks of its counter
+
+
+@cache
+def true_ks(name: str) -> dict[str, int]:
+    """K of each machine's mono_raw, as the kernel's own timekeeper had it."""
+    truth = truth_of(name)
+    known = truth.get("mono_raw") or {"host": truth["host_mono_raw"], "guest": truth["guest_mono_raw"]}
+    scale = scale_of(truth["cntfrq"])
+    assert scale is not None
+    return {
+        machine: k_of_timekeeper(scale, at["cycle_last"], at["raw_sec"], at["raw_snsec"])
+        for machine, at in known.items()
+    }
+
+
+@cache
+def in_ticks(name: str, machines: tuple[str, ...]) -> SyncResult:
+    """Proved with the claims of its probes, and with K of these machines given."""
+    return sync(*files(name), parents=parents(name), ks=[f"{m}={true_ks(name)[m]}" for m in machines])
+
+
+def counter_of(result: SyncResult, name: str) -> CounterInfo:
+    (found,) = [g for g in result.guests if g.name == name]
+    assert found.counter is not None
+    return found.counter
+
+
+MONO_RAW = ["arm64-monoraw", "arm64-pause"]
+
+
+@pairs([*MONO_RAW, "arm64-nested"])
+def test_the_frequency_and_a_guests_k_are_found_in_the_recordings(name: str) -> None:
+    for guest in in_ticks(name, ()).guests:
+        counter = counter_of(in_ticks(name, ()), guest.name)
+        assert (counter.hz, counter.source, counter.others) == (truth_of(name)["cntfrq"], "lattice", ())
+        assert counter.guest_k is not None
+        assert counter.guest_k.source == "recording"
+        assert counter.guest_k.lo <= true_ks(name)[guest.name] <= counter.guest_k.hi
+        # a host that is nobody's guest does not tell its own; its probes' words do
+        assert (counter.host_k is None) == (guest.parent == in_ticks(name, ()).host_name)
+        for source, (lo, hi) in counter.host_k_by_claims:
+            assert (lo <= true_ks(name)[guest.parent] <= hi) is (source == SET_CNTVOFF or name in MONO_RAW)
+
+
+@pairs(MONO_RAW)
+@pytest.mark.parametrize("machines", [("host",), ("host", "guest")])
+def test_with_the_hosts_k_every_cntvoff_is_proved_by_what_the_probes_say(name: str, machines: tuple[str, ...]) -> None:
+    result = in_ticks(name, machines)
+    assert result.is_sound
+    for guest, truth in expected(name):
+        vcpu = of(result, guest, truth["guest_cpu"])
+        for epoch, known in zip(vcpu.epochs, truth["epochs"], strict=True):
+            assert epoch.verdict is Verdict.PROVED
+            assert epoch.ticks is not None
+            assert epoch.ticks.cntvoff == known["cntvoff"]
+            assert epoch.ticks.feasible is not None
+            assert epoch.ticks.feasible[0] <= known["cntvoff"] <= epoch.ticks.feasible[1]
+            assert epoch.offset is not None
+            assert known["offset_range"][0] - 10**5 <= epoch.offset <= known["offset_range"][1] + 10**5
+            if "guest" in machines:
+                assert known["offset_range"][0] - 2 <= epoch.offset <= known["offset_range"][1] + 2
+        assert len(vcpu.counter_claims) == 2 * len(truth["epochs"])
+        assert {c.verdict for c in vcpu.counter_claims} == {Verdict.PROVED}
+        assert {c.claim.source for c in vcpu.counter_claims} == {SET_CNTVOFF, VCPU_LOAD}
+        assert [o.epoch for c in vcpu.counter_claims for o in c.by_epoch] == [*range(len(truth["epochs"]))] * 2
+
+
+@pairs([*MONO_RAW, "arm64-nested"])
+def test_a_claim_of_the_true_cntvoff_is_proved_and_the_next_tick_out_is_refuted(name: str) -> None:
+    guest, truth = expected(name)[0]
+    cpu, host, value = truth["guest_cpu"], truth_of(name)["host"].removesuffix(".dat"), truth["epochs"][0]["cntvoff"]
+    known = of(in_ticks(name, (host,)), guest, cpu).epochs[0].ticks
+    assert known is not None
+    assert known.feasible is not None
+    lo, hi = known.feasible
+    claims = {value: Verdict.PROVED, lo: Verdict.PROVED, lo - 1: Verdict.REFUTED, hi + 1: Verdict.REFUTED}
+    typed = [f"{guest}:{cpu}={claim}" for claim in claims]
+    vcpu = of(sync(*files(name)[:2], cntvoffs=typed, ks=[f"{host}={true_ks(name)[host]}"]), guest, cpu)
+    found = {c.claim.cntvoff: c.by_epoch for c in vcpu.counter_claims if c.claim.source == "given"}
+    assert {claim: outcomes[0].verdict for claim, outcomes in found.items()} == claims
+
+
+@pairs(["arm64-pause"])
+def test_a_claim_of_one_epoch_is_refuted_in_the_next(name: str) -> None:
+    guest, truth = expected(name)[0]
+    values = [epoch["cntvoff"] for epoch in truth["epochs"]]
+    ks = [f"host={true_ks(name)['host']}"]
+    for index, value in enumerate(values):
+        vcpu = of(sync(*files(name), cntvoffs=[f"0={value}"], ks=ks), guest, 0)
+        (proof,) = [c for c in vcpu.counter_claims if c.claim.source == "given"]
+        verdicts = [Verdict.REFUTED, Verdict.REFUTED]
+        verdicts[index] = Verdict.PROVED
+        assert [o.verdict for o in proof.by_epoch] == verdicts
+        assert [e.verdict for e in vcpu.epochs] == verdicts
+        assert proof.counterexample is not None
+        assert any("sources disagree" in note for note in vcpu.notes)
+
+
+@pairs(["arm64-pause"])
+def test_without_the_hosts_k_a_change_is_exact_and_the_probes_say_when_it_was(name: str) -> None:
+    for guest, truth in expected(name):
+        vcpu = of(in_ticks(name, ()), guest, truth["guest_cpu"])
+        before, after = truth["epochs"]
+        first, second = vcpu.epochs
+        assert second.ticks is not None
+        assert second.ticks.change is not None
+        moved = after["cntvoff"] - before["cntvoff"]
+        assert second.ticks.change[0] <= moved <= second.ticks.change[1]
+        # after the resume, and before this vCPU ran again
+        assert first.host_to is not None
+        assert first.host_to == second.host_from
+        assert abs(first.host_to - after["from_host"]) < 10_000_000
+        assert {c.verdict for c in vcpu.counter_claims} == {Verdict.UNBOUNDED}
+
+
+@pairs(["arm64-local"])
+def test_sched_clock_is_counted_in_ticks_too(name: str) -> None:
+    result = sync(*files(name))
+    counter = counter_of(result, "guest")
+    assert (counter.hz, counter.source) == (24_000_000, "lattice")
+    assert counter.guest_k is not None
+    # what the probes make of the host's K gives their own word back, proved
+    (lo, hi) = dict(counter.host_k_by_claims)[SET_CNTVOFF]
+    again = sync(*files(name), ks=[f"host={lo}..{hi}"])
+    for guest, truth in expected(name):
+        vcpu = of(again, guest, truth["guest_cpu"])
+        assert vcpu.epochs[0].ticks is not None
+        assert vcpu.epochs[0].ticks.cntvoff == truth["epochs"][0]["cntvoff"]
+
+
+@pairs(["arm64-nested"])
+def test_both_cntvoffs_and_the_sum_in_hardware_are_explained(name: str) -> None:
+    """L1's and L2's values, proved in ticks, and the register's own while L2 runs as their sum, at every L2 event."""
+    (l1, _), (l2, nested) = expected(name)[0], expected(name)[2]
+    truth = truth_of(name)
+    for machines in ((), ("l0",)):
+        result = in_ticks(name, machines)
+        own, given = expected(name)[0][1]["epochs"][0]["cntvoff"], nested["epochs"][0]["cntvoff"]
+        vcpu = of(result, l2, 0)
+        (epoch,) = vcpu.epochs
+        assert epoch.verdict is Verdict.PROVED
+        assert (epoch.inside, epoch.violations, epoch.unknown) == (2322, 0, 0)
+        assert epoch.ticks is not None
+        assert epoch.ticks.cntvoff == given
+        assert {(c.claim.source, c.claim.cntvoff, c.verdict) for c in vcpu.counter_claims} == {
+            (source, given, Verdict.PROVED) for source in (SET_CNTVOFF, VCPU_LOAD, f"{SET_CNTVOFF} of l0")
+        }
+        (guest,) = [g for g in result.guests if g.name == l2]
+        assert [(s.host, s.source, s.total, s.own, s.rest, s.events) for s in guest.sums] == [
+            ("l0", SET_CNTVOFF, truth["l2_in_hardware"]["cntvoff"], own, given, 2322)
+        ]
+        for cpu in (0, 1):
+            mine = of(result, l1, cpu)
+            assert mine.epochs[0].violations == 0
+            said = {(c.claim.source, c.claim.cntvoff): c for c in mine.counter_claims}
+            assert said[SET_CNTVOFF, own + given].reason == f"it held while l2 ran: {own} of l1 plus {given} of l2"
+            # with L0's K its word is proved, and KVM's voffset, which no hypervisor runs with, refuted
+            expected_verdicts = (Verdict.PROVED, Verdict.REFUTED) if machines else (Verdict.UNBOUNDED,) * 2
+            stale = next(v for source, v in said if source == VCPU_LOAD)
+            assert (said[SET_CNTVOFF, own].verdict, said[VCPU_LOAD, stale].verdict) == expected_verdicts
+            (line,) = [n for n in mine.notes if "sources disagree" in n]
+            assert f"{VCPU_LOAD} says CNTVOFF {stale}, {SET_CNTVOFF} says CNTVOFF {own}" in line
+            if machines:
+                assert mine.epochs[0].verdict is Verdict.PROVED
+                assert mine.epochs[0].ticks is not None
+                assert mine.epochs[0].ticks.cntvoff == own
 
 
 @pairs([n for n in USUAL if n not in NOTHING])

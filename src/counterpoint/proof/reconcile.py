@@ -12,6 +12,9 @@ from counterpoint.proof.verdicts import ClaimProof, CounterClaimProof, EpochProo
 MAX_VALUES = 8
 """More different values than these are not all listed."""
 
+MAX_SOURCES = 64
+"""Of more sources that say different things, only so many are held against each other."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Word:
@@ -83,12 +86,15 @@ def _in_ticks(words: list[_Word], pair: CounterPair | None) -> Iterator[_Word]:
 
 def _disagree(words: list[_Word]) -> bool:
     """Whether two sources have no word in common."""
-    sources = dict.fromkeys(w.source for w in words)
+    said: dict[str, dict[tuple[int, int], _Word]] = {}
+    for word in words:
+        said.setdefault(word.source, {})[word.lo, word.hi] = word
+    # sources that say the same are one
+    distinct = list({frozenset(of): list(of.values()) for of in said.values()}.values())[:MAX_SOURCES]
     return any(
-        not any(a.agrees(b) for a in words if a.source == one for b in words if b.source == other)
-        for one in sources
-        for other in sources
-        if one < other
+        not any(a.agrees(b) for a in one for b in other)
+        for index, one in enumerate(distinct)
+        for other in distinct[:index]
     )
 
 

@@ -110,12 +110,9 @@ class TickProver:
         stamp = self.guest.stamp
         least = (int(stamp[left.rows[-1]]) - left.epoch.feasible[1]) & MASK
         most = (int(stamp[right.rows[0]]) - right.epoch.feasible[0]) & MASK
+        before = {c.claim.source for c in claims if self._is_trusted_in(c, left.index)}
         for later in claims:
-            told = {o.epoch: o.verdict for o in later.by_epoch}
-            if not self._is_trusted(later, told.get(right.index)):
-                continue
-            earlier = [c for c in claims if c.claim.source == later.claim.source and c.claim != later.claim]
-            if not any(self._is_trusted(c, o.verdict) for c in earlier for o in c.by_epoch if o.epoch == left.index):
+            if later.claim.source not in before or not self._is_trusted_in(later, right.index):
                 continue
             begins = [] if later.claim.host_from is None else [later.claim.host_from]
             if later.claim.held is not None:
@@ -125,11 +122,13 @@ class TickProver:
                     return int(begin)
         return None
 
-    def _is_trusted(self, proof: CounterClaimProof, verdict: Verdict | None) -> bool:
-        """Whether a claim of this verdict in an epoch may say when the epoch began or ended."""
-        if verdict is Verdict.UNBOUNDED:
+    def _is_trusted_in(self, proof: CounterClaimProof, index: int) -> bool:
+        """Whether a claim may say when epoch ``index`` began or ended: it speaks of it and of no other."""
+        if len(proof.by_epoch) != 1 or proof.by_epoch[0].epoch != index:
+            return False
+        if proof.by_epoch[0].verdict is Verdict.UNBOUNDED:
             return proof.claim.source in self.agreed
-        return verdict is Verdict.PROVED
+        return proof.by_epoch[0].verdict is Verdict.PROVED
 
     def _by_claims(self, epoch: EpochProof, index: int, claims: tuple[CounterClaimProof, ...]) -> EpochProof:
         """The epoch's verdict as claims change it: see ``VcpuProver``."""

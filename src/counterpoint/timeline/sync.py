@@ -325,7 +325,8 @@ def _prove_guest(
     known = {track.cpu for track in tracks}
     for claim in typed:
         if claim.guest_cpu is not None and claim.guest_cpu not in known:
-            source = "--offset" if claim.source == given.SOURCE else claim.source
+            flag = "--offset" if isinstance(claim, Claim) else "--cntvoff"
+            source = flag if claim.source == given.SOURCE else claim.source
             warnings.append(f"{name}: CPU {claim.guest_cpu}, which {source} speaks of, has no events")
     for cpu in tids.keys() - known:
         warnings.append(f"{name}: CPU {cpu}, which --tid speaks of, has no events")
