@@ -70,6 +70,7 @@ def test_a_file_holds_claims_in_both_units_and_k(tmp_path: Path) -> None:
         ('{"machine": "host", "k": [1, 2, 3]}', "neither an integer nor"),
         ('{"machine": "host", "k": [2, 1]}', "the least of its 'k'"),
         ('{"machine": "host", "k": ' + str(1 << 130) + "}", "neither an integer nor"),
+        ('{"machine": "host", "k": [0, ' + str(1 << 100) + "]}", "so wide that it tells nothing"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, why: str) -> None:

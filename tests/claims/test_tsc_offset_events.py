@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from counterpoint.claims.tsc_offset_events import claims_of
+from counterpoint.proof.verdicts import Verdict
+from counterpoint.simulate import World, WorldOptions
+from counterpoint.timeline.sync import sync
 from counterpoint.traces.recording import Recording
 from writers.events import KVM_ENTRY_X86, KVM_EXIT_X86, KVM_WRITE_TSC_OFFSET
 from writers.tracedat import Buffer, TraceFile
@@ -114,3 +119,16 @@ def test_where_events_were_lost_the_guest_may_have_run(tmp_path):
     # a vCPU of which nothing was seen before is taken as created; what held before the write is not said
     recording = host(tmp_path, [(1000, 101, 0, 0, -7)], ran=ran, **lossy)
     assert said(claims_of(recording, ONE_VM)) == [(101, -7, 1000, None)]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_hotplugged_vcpu_has_no_epoch_before_it_was_created(tmp_path, seed):
+    truth = World(WorldOptions(seed=seed, vcpus=3, hotplug=True, events=8000)).write(tmp_path / "world")
+    result = sync(tmp_path / "world" / "host.dat", tmp_path / "world" / "guest.dat")
+
+    assert result.is_sound
+    (created,) = [v for v in result.guests[0].vcpus if v.guest_cpu == 2]
+    (known,) = truth["guests"][0]["vcpus"][2]["epochs"]
+    (epoch,) = created.epochs
+    assert (epoch.offset, epoch.source) == (known["offset"], "kvm_write_tsc_offset")
+    assert [c.verdict for c in created.claims] == [Verdict.PROVED]

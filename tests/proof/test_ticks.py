@@ -171,6 +171,29 @@ def test_the_offset_in_use_is_that_of_a_proved_claim(tmp_path: Path) -> None:
     assert low - 1 <= vcpu.epochs[0].offset <= high + 1
 
 
+@pytest.mark.parametrize(("ticks", "verdict"), [(3, Verdict.PROVED), (10**6, Verdict.UNBOUNDED)])
+def test_a_k_that_is_hardly_known_proves_nothing(tmp_path: Path, ticks: int, verdict: Verdict) -> None:
+    made = make(tmp_path, vcpus=1)
+    host, guest = (int(k.split("=")[1]) for k in made.ks)
+    width = ticks * made.truth["clocks"]["host"]["segments"][0]["mult"]
+    ks = [f"host={host - width}..{host + width}", f"guest={guest}"]
+    blind = made.sync().guests[0].vcpus[0].epochs[0]
+    vcpu = made.sync(ks=ks, cntvoffs=[f"0={made.cntvoff()}"]).guests[0].vcpus[0]
+    (proof,) = vcpu.counter_claims
+    assert proof.verdict is verdict
+    (epoch,) = vcpu.epochs
+    assert epoch.ticks is not None
+    assert epoch.ticks.feasible is not None
+    assert epoch.ticks.feasible[0] + 2 * ticks <= made.cntvoff() + ticks <= epoch.ticks.feasible[1]
+    assert epoch.feasible == blind.feasible
+    assert blind.feasible is not None
+    assert epoch.offset is not None
+    assert blind.feasible[0] <= epoch.offset <= blind.feasible[1]
+    if verdict is Verdict.UNBOUNDED:
+        assert "not known well enough" in proof.reason
+        assert epoch.offset == blind.offset
+
+
 def test_a_counterexample_lies_in_a_gap(tmp_path: Path) -> None:
     made = make(tmp_path)
     wrong = made.cntvoff() + 2400

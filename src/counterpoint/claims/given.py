@@ -26,6 +26,9 @@ LIMIT = (1 << 64) - 1
 K_LIMIT = 1 << 127
 """Far more than any K: 64-bit ticks times a mult of 32 bits."""
 
+K_WIDTH = 1 << 90
+"""An interval of K wider than this, of some 2**60 ticks, tells nothing."""
+
 
 def parse_offset(text: str) -> tuple[str | None, Claim]:
     """Read ``[GUEST:]CPU=TICKS``: (guest or None, claim). UsageError where it is not that."""
@@ -51,7 +54,7 @@ def parse_k(text: str) -> tuple[str, tuple[int, int]]:
         if not equals or not name:
             raise ValueError
         lo, hi = int(first, 0), int(second if dots else first, 0)
-        if not -K_LIMIT <= lo <= hi <= K_LIMIT:
+        if not -K_LIMIT <= lo <= hi <= K_LIMIT or hi - lo > K_WIDTH:
             raise ValueError
     except ValueError:
         raise UsageError(f"--k {text}: NAME=K or NAME=LO..HI is expected, as in --k host=-51935628879218171") from None
@@ -151,6 +154,8 @@ def _k(entry: _Entry) -> tuple[str, tuple[int, int]]:
         raise entry.wrong("its 'k' is neither an integer nor a list of the least and the greatest")
     if ends[0] > ends[1]:
         raise entry.wrong("the least of its 'k' is above the greatest")
+    if ends[1] - ends[0] > K_WIDTH:
+        raise entry.wrong("its 'k' is so wide that it tells nothing")
     return machine, (ends[0], ends[1])
 
 

@@ -55,14 +55,15 @@ class Spans:
 class TickCheck:
     """How events fare at a CNTVOFF: ``inside`` + ``violations`` + ``unknown`` = all.
 
-    ``unknown`` events have no span, or are inside at one of the K allowed and outside at another. ``first`` is the
-    position of the first violation (-1: none).
+    ``unknown`` events have no span, or are inside at one of the K allowed and outside at another: ``doubtful`` of them.
+    ``first`` is the position of the first violation (-1: none).
     """
 
     inside: int
     violations: int
     unknown: int
     first: int
+    doubtful: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,9 @@ class CounterPair:
         good = known & (low <= least) & (high >= most)
         wrong = np.flatnonzero(bad)
         inside, violations = int(good.sum()), len(wrong)
-        return TickCheck(inside, violations, len(low) - inside - violations, int(wrong[0]) if violations else -1)
+        doubtful = int((known & ~bad & ~good).sum())
+        first = int(wrong[0]) if violations else -1
+        return TickCheck(inside, violations, len(low) - inside - violations, first, doubtful)
 
     def host_stamps(self, guest: U64, cntvoff: int) -> U64:
         """Where a CNTVOFF in ticks puts guest stamps u64[n], at the middle of the K allowed; both K must be known."""

@@ -149,10 +149,12 @@ class TickProver:
         offsets = self.pair.offsets_of(claim.cntvoff)
         assert offsets is not None and epoch.offset is not None
         lo, hi = epoch.usable or epoch.feasible
-        # both ends are counted from the offset in use
-        middle = epoch.offset + to_signed(sum(offsets) // 2 - epoch.offset)
+        # of what the claim stands for at all K allowed, what the epoch allows; counted from the offset in use
+        first = epoch.offset + to_signed(offsets[0] - epoch.offset)
+        last = first + offsets[1] - offsets[0]
+        least, most = (min(max(end, lo), hi) for end in (first, last))
         ticks = replace(epoch.ticks, cntvoff=claim.cntvoff)
-        return replace(epoch, offset=min(max(middle, lo), hi), source=claim.source, ticks=ticks)
+        return replace(epoch, offset=(least + most) // 2, source=claim.source, ticks=ticks)
 
     # -- claims
 
@@ -203,17 +205,21 @@ class TickProver:
         count = int(rows.sum())
         if part.cntvoff is None or self.pair is None:
             return EpochOutcome(part.index, Verdict.UNBOUNDED, 0, 0, count), self.info.reason, None
-        inside, violations, unknown, example = 0, 0, count, None
+        inside, violations, unknown, sure, example = 0, 0, count, False, None
         if part.spans is not None:
             spans = part.spans.take(rows)
             found = self.pair.check(spans, claim.cntvoff)
             assert found is not None
             inside, violations, unknown = found.inside, found.violations, found.unknown
+            sure = 0 < inside >= found.doubtful
             if violations:
                 example = self._counterexample(claim, vcpu, part.rows[rows], spans)
         lo, hi = part.cntvoff
         if 0 <= to_signed(claim.cntvoff - lo) <= hi - lo:
-            return EpochOutcome(part.index, Verdict.PROVED, inside, violations, unknown), "", None
+            if sure:
+                return EpochOutcome(part.index, Verdict.PROVED, inside, violations, unknown), "", None
+            reason = f"the K are not known well enough: the events leave {lo} to {hi}"
+            return EpochOutcome(part.index, Verdict.UNBOUNDED, inside, violations, unknown), reason, None
         reason = f"the events leave {lo} to {hi}"
         if not violations:
             reason += ", by others than those that it speaks of and by what anchors leave of them"
