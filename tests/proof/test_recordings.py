@@ -305,6 +305,24 @@ def test_with_the_hosts_k_every_cntvoff_is_proved_by_what_the_probes_say(name: s
 
 
 @pairs([*MONO_RAW, "arm64-nested"])
+def test_with_no_claim_at_all_cntvoff_is_derived(name: str) -> None:
+    """L2's with no K given: its own is found in the recordings, and L1's, which is a guest too."""
+    result = proved(name, False)
+    if name in MONO_RAW:
+        result = sync(*files(name), use_claims=False, ks=[f"host={true_ks(name)['host']}"])
+    for guest, truth in expected(name):
+        vcpu = of(result, guest, truth["guest_cpu"])
+        assert vcpu.counter_claims == ()
+        for epoch, known in zip(vcpu.epochs, truth["epochs"], strict=True):
+            assert epoch.verdict is Verdict.DERIVED
+            assert epoch.ticks is not None
+            assert (epoch.ticks.feasible is None) == (guest == "l1")
+            if epoch.ticks.feasible is not None:
+                assert epoch.ticks.feasible[0] <= known["cntvoff"] <= epoch.ticks.feasible[1]
+                assert epoch.ticks.feasible[1] - epoch.ticks.feasible[0] < 20_000
+
+
+@pairs([*MONO_RAW, "arm64-nested"])
 def test_a_claim_of_the_true_cntvoff_is_proved_and_the_next_tick_out_is_refuted(name: str) -> None:
     guest, truth = expected(name)[0]
     cpu, host, value = truth["guest_cpu"], truth_of(name)["host"].removesuffix(".dat"), truth["epochs"][0]["cntvoff"]
