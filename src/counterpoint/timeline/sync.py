@@ -11,7 +11,7 @@ import numpy as np
 
 from counterpoint.claims import given, time_shift, tsc_offset_events
 from counterpoint.claims.model import Claim
-from counterpoint.clocks.counter import I64, U64, Bools, relative, to_signed
+from counterpoint.clocks.counter import I64, U64, Bools, to_signed
 from counterpoint.clocks.rate import Rate
 from counterpoint.clocks.scaling import Scale
 from counterpoint.errors import UsageError
@@ -374,13 +374,7 @@ def _sharpened(host: Recording, guest: Recording, vcpus: list[VcpuProof]) -> lis
 
 def _sure_rows(guest: Recording, epoch: EpochProof) -> I64:
     """The rows that belong to the epoch beyond doubt."""
-    keep = np.ones(len(epoch.rows), np.bool_)
-    begin, end = epoch.guest_sure
-    if begin is not None:
-        keep &= relative(guest.stamp[epoch.rows], begin) >= 0
-    if end is not None:
-        keep &= relative(guest.stamp[epoch.rows], end) <= 0
-    return epoch.rows[keep]
+    return epoch.rows[epoch.is_sure(guest.stamp[epoch.rows])]
 
 
 def _guest_option(guest: Recording, host: Recording) -> dict[int, int]:
