@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from counterpoint.claims import tsc_offset_events
-from counterpoint.clocks.counter import I64, relative
+from counterpoint.clocks.counter import I64, U64, relative
 from counterpoint.clocks.cpu_clock import Reach
 from counterpoint.clocks.maps import Epoch
 from counterpoint.clocks.spans import Spans
@@ -32,13 +32,17 @@ def reaches_of(guest: Recording, vcpu: VcpuProof, thread: Thread, *, in_order: b
     """
     windows = thread.real
     maps = [epoch.as_epoch() for epoch in vcpu.epochs]
-    seen: list[tuple[int, int]] = []
-    for epoch, clock in zip(vcpu.epochs, maps, strict=True):
-        ends = _seen(guest, epoch, clock, windows)
-        if ends is None:
-            return None
-        seen.append(ends)
     told = [_is_announced(vcpu, epoch) for epoch in vcpu.epochs]
+    events = [_sure_events(guest, epoch, clock, windows) for epoch, clock in zip(vcpu.epochs, maps, strict=True)]
+    if not all(len(stamps) for stamps in events):
+        return None
+    for left, right in pairwise(range(len(maps))):
+        change = vcpu.epochs[right].host_from if told[right] else None
+        both = _apart((maps[left], maps[right]), (events[left], events[right]), windows, change)
+        if both is None:
+            return None
+        events[left], events[right] = both
+    seen = [(int(stamps[0]), int(stamps[-1])) for stamps in events]
     # of each epoch the spans before and after those of its own events
     before: list[_Side] = [_OPEN_BEGIN] * len(maps)
     after: list[_Side] = [_OPEN_END] * len(maps)
@@ -73,16 +77,42 @@ _NONE = np.zeros(0, np.int64)
 _OPEN_BEGIN, _OPEN_END = _Side(_NONE, _NONE, -int(FOREVER)), _Side(_NONE, _NONE, int(FOREVER))
 
 
-def _seen(guest: Recording, epoch: EpochProof, clock: Epoch, windows: RunWindows) -> tuple[int, int] | None:
-    """The stamps of the epoch's first and last sure event in a run window."""
+def _sure_events(guest: Recording, epoch: EpochProof, clock: Epoch, windows: RunWindows) -> U64:
+    """The stamps of the epoch's sure events in run windows, in order."""
     stamps = guest.stamp[epoch.rows]
     host = relative(clock.to_host(stamps), windows.base)
     at = np.searchsorted(windows.lo, host, side="right") - 1
-    hit = np.flatnonzero(windows.is_run[at] & (host <= windows.hi[at]) & epoch.is_sure(stamps))
-    if not len(hit):
-        return None
-    when = relative(stamps[hit], int(stamps[hit[0]]))
-    return int(stamps[hit[when.argmin()]]), int(stamps[hit[when.argmax()]])
+    stamps = stamps[windows.is_run[at] & (host <= windows.hi[at]) & epoch.is_sure(stamps)]
+    return stamps[np.argsort(relative(stamps, int(stamps[0])), kind="stable")] if len(stamps) else stamps
+
+
+def _apart(
+    maps: tuple[Epoch, Epoch], events: tuple[U64, U64], windows: RunWindows, change: int | None
+) -> tuple[U64, U64] | None:
+    """Of two epochs' events those that are surely of the one and of the other; None where no event of one of them is.
+
+    Events at a step may lie in windows by both maps. The last of the earlier epoch's that the later one's map puts into
+    a gap is surely the earlier's, and so is what comes before it.
+    """
+    left, right = events
+    (begin, end), (low, high) = (_bound(clock, int(left[-1]), windows) for clock in maps)
+    # two maps that agree where they meet are one clock whose rate changed: either holds there
+    if max(begin, low) <= min(end, high):
+        return events
+    lo, hi = windows.allowed()
+    out = []
+    for stamps, clock, is_left in ((left, maps[1], True), (right, maps[0], False)):
+        early, late = (relative(bound, windows.base) for bound in clock.bound(stamps))
+        if change is not None and is_left:
+            early = np.maximum(early, _relative(change, windows))
+        elif change is not None:
+            late = np.minimum(late, _relative(change, windows))
+        at = np.minimum(np.searchsorted(hi, early), len(lo) - 1)
+        only = np.flatnonzero((lo[at] > late) | (early > late))
+        if not len(only):
+            return None
+        out.append(stamps[: int(only[-1]) + 1] if is_left else stamps[int(only[0]) :])
+    return out[0], out[1]
 
 
 def _bound(clock: Epoch, stamp: int, windows: RunWindows) -> tuple[int, int]:
