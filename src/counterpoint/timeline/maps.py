@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +15,9 @@ from counterpoint.clocks.machines import GuestClock, MachineClock, Maps
 from counterpoint.clocks.maps import Epoch
 from counterpoint.clocks.pairs import ClockPair
 from counterpoint.clocks.rate import Rate
+from counterpoint.clocks.saved import maps_from
 from counterpoint.clocks.spans import Spans
+from counterpoint.errors import BadFileError
 from counterpoint.proof.nesting import Clock
 from counterpoint.proof.reach import MAX_SPANS, reaches_of
 from counterpoint.proof.relation import relation_of
@@ -22,6 +27,9 @@ from counterpoint.timeline.sync import GuestProof, SyncResult
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
 
+MAX_FILE = 1 << 26
+"""Bytes of a saved map: thousands of vCPUs with many epochs each."""
+
 
 def maps_of(result: SyncResult, pairs: Iterable[ClockPair] = ()) -> Maps:
     """The maps of a proof. ``pairs``: host trace-clock stamps at known times of the host's CLOCK_REALTIME."""
@@ -29,6 +37,21 @@ def maps_of(result: SyncResult, pairs: Iterable[ClockPair] = ()) -> Maps:
     recordings = {result.host_name: result.host} | {g.name: g.recording for g in result.guests}
     guests = [_guest(guest, recordings[guest.parent], result.host_name) for guest in result.guests]
     return Maps(host, tuple(guests), tuple(pairs))
+
+
+def read_map(path: str | PathLike[str]) -> Maps:
+    """The maps that ``sync -o FILE.json`` wrote; BadFileError where the file is none, which may be anyone's."""
+    try:
+        size = Path(path).stat().st_size
+        if size > MAX_FILE:
+            raise BadFileError(f"has {size} bytes, more than any map", path)
+        return maps_from(json.loads(Path(path).read_bytes()))
+    except OSError as err:
+        raise BadFileError(f"cannot be read: {err.strerror or err}", path) from None
+    except RecursionError:
+        raise BadFileError("is no map: nested too deep", path) from None
+    except ValueError as err:
+        raise BadFileError(f"is no map that sync -o FILE.json writes: {err}", path) from None
 
 
 def _machine(recording: Recording, name: str, rate: Rate | None) -> MachineClock:

@@ -162,6 +162,12 @@ class ArchCounter:
         if scale_of(self.frequency, self.clock) is None:
             raise ValueError(f"{self.frequency} Hz is not from 1 Hz to 1 GHz")
 
+    def explains(self, stamps: U64) -> bool:
+        """Whether each of the stamps u64[n] is that of a tick."""
+        scale = scale_of(self.frequency, self.clock)
+        assert scale is not None
+        return bool((scale.to_ns(scale.to_ticks(stamps, self.k), self.k) == stamps).all())
+
     def stamps(self, ticks: U64) -> U64:
         """Trace-clock stamps u64[n] of counter values u64[n]."""
         scale = scale_of(self.frequency, self.clock)
