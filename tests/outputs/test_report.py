@@ -22,7 +22,11 @@ def optional(kind: Any) -> Any:
     return (kind, types.NoneType)
 
 
-RECORDING: Shape = {"name": str, "file": str, "clock": str, "cpus": int, "events": int, "lost_events": int}
+RECORDING: Shape = {
+    "name": str, "file": str, "clock": str, "cpus": int, "events": int, "lost_events": int,
+    "unit": str, "rate": optional({"mult": int, "shift": int, "source": str}), "from": optional(int),
+    "to": optional(int), "arch": optional(str), "date_us": optional(int),
+}  # fmt: skip
 WITNESS: Shape = {
     "bound": int, "guest_stamp": int, "guest_event": str, "host_window": [optional(int)],
     "host_events": [optional(str)],
@@ -33,6 +37,8 @@ EPOCH: Shape = {
     "offset": optional(int), "unit": str, "ratio": int, "frac_bits": int, "source": optional(str), "verdict": str,
     "feasible": optional([int]), "width_ns": optional(int), "checked": int, "inside": int, "violations": int,
     "unknown": int, "evidence_bits": int, "witnesses": {"low": optional(WITNESS), "high": optional(WITNESS)},
+    "near": optional(int), "guest_seen": optional([int]), "host_within": optional([[optional(int)]]),
+    "announced": optional(bool),
 }  # fmt: skip
 COUNTEREXAMPLE: Shape = {
     "guest_stamp": int, "guest_event": str, "host_stamp": int, "host_gap": [optional(int)], "reason": str,
@@ -43,16 +49,22 @@ CLAIM: Shape = {
     "unknown": int,
     "reason": optional(str), "counterexample": optional(COUNTEREXAMPLE),
 }  # fmt: skip
+END: Shape = {"until": optional(int), "reason": optional(str)}
+CONVERSION: Shape = {
+    "refused": optional(str), "before": END, "after": END, "rounding": int,
+    "through": optional({"clock": str, "constant": int, "stays": dict}),
+}  # fmt: skip
 MIS_STAMPED: Shape = {"guest_from": int, "guest_to": int, "events": int, "late_by": optional([int])}
 VCPU: Shape = {
     "guest_cpu": int, "host_tid": optional(int), "matched_by": str, "verdict": str, "epochs": [EPOCH],
-    "claims": [CLAIM], "mis_stamped": [MIS_STAMPED], "notes": [str],
+    "claims": [CLAIM], "mis_stamped": [MIS_STAMPED], "notes": [str], "conversion": CONVERSION,
 }  # fmt: skip
 TIMELINE: Shape = {
     "events": int, "from_ns": optional(int), "to_ns": optional(int), "unplaced": int, "ns_source": optional(str),
 }  # fmt: skip
 VERIFY: Shape = {
     "schema": int, "host": RECORDING, "guests": [RECORDING | {"parent": str, "vcpus": [VCPU]}], "warnings": [str],
+    "realtime": [{"stamp": int, "realtime_ns": int, "bound_ns": int, "source": str}],
 }  # fmt: skip
 SYNC: Shape = VERIFY | {"timeline": TIMELINE}
 K: Shape = {"lo": int, "hi": int, "source": str}

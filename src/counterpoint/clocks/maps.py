@@ -77,7 +77,8 @@ class Epoch:
         for _ in range(2):
             early = self.scale.inverse(mapped - high.view(np.uint64), self._reference)[0]
             late = self.scale.inverse(mapped - low.view(np.uint64), self._reference)[1]
-            for end in (early, late):
+            # one unit further: on an edge the bounds of both sides count
+            for end in (add(early, -1), add(late, 1)):
                 least, greatest = band.at(end)
                 low, high = np.minimum(low, least), np.maximum(high, greatest)
         return early, late

@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from counterpoint._version import __version__
 from counterpoint.errors import CounterpointError
@@ -16,11 +17,28 @@ COMMANDS = {
     "sync": "put a host's and its guests' recordings on one timeline, with proof",
     "verify": "only the proof: hold what the files claim against causality",
     "show": "the merged timeline as text, like trace-cmd report",
+    "convert": "a stamp or a column of them, guest to host and back, with its bound",
     "info": "what a recording holds",
     "simulate": "make a world whose truth is known, as recordings",
 }
 
 _EPILOG = "start with:  counterpoint sync host.dat guest.dat -o merged.pftrace"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes options between other arguments, wherever they stand."""
+
+    _is_inside = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]  # noqa: ANN401 (as its base has it)
+        # parse_known_intermixed_args calls this again, for each of its two passes
+        if self._is_inside:
+            return super().parse_known_args(args, namespace)
+        self._is_inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_inside = False
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     named = next((a for a in arguments if not a.startswith("-")), None)
     for name, summary in COMMANDS.items():
         sub = subparsers.add_parser(

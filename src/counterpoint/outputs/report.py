@@ -5,10 +5,15 @@ Stamps and offsets are JSON integers of any size. Keys beyond the documented one
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from counterpoint.clocks import saved
+from counterpoint.clocks.cpu_clock import CpuClock
+from counterpoint.clocks.machines import GuestClock
+from counterpoint.clocks.pairs import ClockPair
 from counterpoint.clocks.rate import Rate
 from counterpoint.clocks.scaling import Scale
 from counterpoint.proof.counters import CounterInfo, KnownK
@@ -22,6 +27,7 @@ from counterpoint.proof.verdicts import (
     VcpuProof,
     Witness,
 )
+from counterpoint.timeline.maps import maps_of
 from counterpoint.timeline.sync import GuestProof, SyncResult, offset_width
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
@@ -31,12 +37,17 @@ SCHEMA = 1
 Json = dict[str, Any]
 
 
-def sync_report(result: SyncResult, *, merged: bool = True) -> Json:
-    """The whole result; ``merged`` False (verify) leaves the timeline out, which is then never built."""
+def sync_report(result: SyncResult, *, merged: bool = True, pairs: Iterable[ClockPair] = ()) -> Json:
+    """The whole result; ``merged`` False (verify) leaves the timeline out, which is then never built.
+
+    ``pairs``: host trace-clock stamps at known times of the host's CLOCK_REALTIME.
+    """
+    maps = maps_of(result, pairs)
     out: Json = {
         "schema": SCHEMA,
-        "host": _recording(result.host_name, result.host),
-        "guests": [_guest(g, result.rate) for g in result.guests],
+        "host": _recording(result.host_name, result.host) | saved.machine_keys(maps.host),
+        "guests": [_guest(g, clock, result.rate) for g, clock in zip(result.guests, maps.guests, strict=True)],
+        "realtime": saved.pairs_key(maps.pairs),
     }
     if merged:
         timeline = result.timeline
@@ -65,8 +76,8 @@ def _recording(name: str, recording: Recording) -> Json:
     }
 
 
-def _guest(guest: GuestProof, rate: Rate | None) -> Json:
-    out = _recording(guest.name, guest.recording)
+def _guest(guest: GuestProof, clock: GuestClock, rate: Rate | None) -> Json:
+    out = _recording(guest.name, guest.recording) | saved.machine_keys(clock.machine)
     out["parent"] = guest.parent
     if guest.counter is not None and guest.counter.pair is not None:
         out["counter"] = _counter(guest.counter)
@@ -83,7 +94,9 @@ def _guest(guest: GuestProof, rate: Rate | None) -> Json:
             }
             for s in guest.sums
         ]
-    out["vcpus"] = [_vcpu(v, guest.recording.unit, rate, guest.counter) for v in guest.vcpus]
+    out["vcpus"] = [
+        _vcpu(v, c, guest.recording.unit, rate, guest.counter) for v, c in zip(guest.vcpus, clock.cpus, strict=True)
+    ]
     return out
 
 
@@ -103,13 +116,16 @@ def _k(k: KnownK | None) -> Json | None:
     return None if k is None else {"lo": k.lo, "hi": k.hi, "source": k.source}
 
 
-def _vcpu(vcpu: VcpuProof, unit: str, rate: Rate | None, counter: CounterInfo | None) -> Json:
-    return {
+def _vcpu(vcpu: VcpuProof, clock: CpuClock, unit: str, rate: Rate | None, counter: CounterInfo | None) -> Json:
+    # a map that is refused has none
+    reaches = [saved.epoch_keys(e, r) for e, r in zip(clock.epochs, clock.reaches, strict=True)]
+    reaches = reaches or [saved.unknown_epoch_keys()] * len(vcpu.epochs)
+    return saved.vcpu_keys(clock) | {
         "guest_cpu": vcpu.guest_cpu,
         "host_tid": vcpu.host_tid,
         "matched_by": vcpu.matched_by,
         "verdict": vcpu.verdict.value,
-        "epochs": [_epoch(e, unit, rate) | _ticks(e, counter) for e in vcpu.epochs],
+        "epochs": [_epoch(e, unit, rate) | _ticks(e, counter) | k for e, k in zip(vcpu.epochs, reaches, strict=True)],
         "claims": [
             *(_claim(c) | _offset_said(c, counter) for c in vcpu.claims),
             *(_claim(c) | _cntvoff_said(c, counter) for c in vcpu.counter_claims),

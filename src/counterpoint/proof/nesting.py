@@ -182,12 +182,7 @@ class GuestHost:
         """What the CPU's clock is ahead of the reference at ``rows``: (low, high) i64[n], of all epochs in doubt."""
         low, high = np.full(len(rows), cpu.low), np.full(len(rows), cpu.high)
         for epoch in cpu.proof.epochs:
-            begin, end = epoch.guest_sure
-            sure = np.isin(rows, epoch.rows)
-            if begin is not None:
-                sure &= relative(self.recording.stamp[rows], begin) >= 0
-            if end is not None:
-                sure &= relative(self.recording.stamp[rows], end) <= 0
+            sure = np.isin(rows, epoch.rows) & epoch.is_sure(self.recording.stamp[rows])
             low[sure], high[sure] = _ahead(epoch, self.constant)
         return low, high
 

@@ -329,13 +329,7 @@ def _spans(stamps: U64, offset: int, thread: Thread) -> Spans | None:
 
 def sure_rows(guest: Recording, epoch: EpochProof) -> I64:
     """The rows that belong to the epoch beyond doubt."""
-    keep = np.ones(len(epoch.rows), np.bool_)
-    begin, end = epoch.guest_sure
-    if begin is not None:
-        keep &= relative(guest.stamp[epoch.rows], begin) >= 0
-    if end is not None:
-        keep &= relative(guest.stamp[epoch.rows], end) <= 0
-    return epoch.rows[keep]
+    return epoch.rows[epoch.is_sure(guest.stamp[epoch.rows])]
 
 
 def in_ns(claim: CounterClaim, info: CounterInfo) -> Claim | None:

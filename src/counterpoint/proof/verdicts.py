@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import numpy as np
+
 from counterpoint.claims.model import Claim, CounterClaim
 from counterpoint.clocks.band import Band
-from counterpoint.clocks.counter import I64
+from counterpoint.clocks.counter import I64, U64, Bools, relative
 from counterpoint.clocks.maps import ClockMap, Epoch
 from counterpoint.clocks.scaling import Scale
 
@@ -154,6 +156,16 @@ class EpochProof:
             self.fitted.band if self.fitted else None,
             near,
         )
+
+    def is_sure(self, stamps: U64) -> Bools:
+        """Which of the epoch's stamps u64[n] are those of events that belong to it beyond doubt."""
+        sure = np.ones(len(stamps), np.bool_)
+        begin, end = self.guest_sure
+        if begin is not None:
+            sure &= relative(stamps, begin) >= 0
+        if end is not None:
+            sure &= relative(stamps, end) <= 0
+        return sure
 
     @property
     def checked(self) -> int:

@@ -1,0 +1,154 @@
+"""What a proof leaves for conversions: every clock map with where it holds, and no events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from counterpoint.clocks.counter import relative, to_signed
+from counterpoint.clocks.cpu_clock import CpuClock, End, Through
+from counterpoint.clocks.machines import GuestClock, MachineClock, Maps
+from counterpoint.clocks.maps import Epoch
+from counterpoint.clocks.pairs import ClockPair
+from counterpoint.clocks.rate import Rate
+from counterpoint.clocks.saved import maps_from
+from counterpoint.clocks.spans import Spans
+from counterpoint.errors import BadFileError
+from counterpoint.proof.nesting import Clock
+from counterpoint.proof.reach import MAX_SPANS, reaches_of
+from counterpoint.proof.relation import relation_of
+from counterpoint.proof.verdicts import VcpuProof, Verdict
+from counterpoint.proof.windows import RunWindows
+from counterpoint.timeline.sync import GuestProof, SyncResult
+from counterpoint.traces.rates import rate_of
+from counterpoint.traces.recording import Recording
+
+MAX_FILE = 1 << 26
+"""Bytes of a saved map: thousands of vCPUs with many epochs each."""
+
+
+def maps_of(result: SyncResult, pairs: Iterable[ClockPair] = ()) -> Maps:
+    """The maps of a proof. ``pairs``: host trace-clock stamps at known times of the host's CLOCK_REALTIME."""
+    host = _machine(result.host, result.host_name, result.rate)
+    recordings = {result.host_name: result.host} | {g.name: g.recording for g in result.guests}
+    guests = [_guest(guest, recordings[guest.parent], result.host_name) for guest in result.guests]
+    return Maps(host, tuple(guests), tuple(pairs))
+
+
+def read_map(path: str | PathLike[str]) -> Maps:
+    """The maps that ``sync -o FILE.json`` wrote; BadFileError where the file is none, which may be anyone's."""
+    try:
+        size = Path(path).stat().st_size
+        if size > MAX_FILE:
+            raise BadFileError(f"has {size} bytes, more than any map", path)
+        return maps_from(json.loads(Path(path).read_bytes()))
+    except OSError as err:
+        raise BadFileError(f"cannot be read: {err.strerror or err}", path) from None
+    except RecursionError:
+        raise BadFileError("is no map: nested too deep", path) from None
+    except ValueError as err:
+        raise BadFileError(f"is no map that sync -o FILE.json writes: {err}", path) from None
+
+
+def _machine(recording: Recording, name: str, rate: Rate | None) -> MachineClock:
+    span = None
+    if len(recording):
+        # a counter may run over 2^64 in a recording: order by signed distance from one of the stamps
+        away = relative(recording.stamp, int(recording.stamp[0]))
+        span = int(recording.stamp[away.argmin()]), int(recording.stamp[away.argmax()])
+    uname = recording.options.uname.split()
+    date = recording.options.date_offset_us if recording.unit == "ns" else None
+    arch = uname[-1] if uname else ""
+    return MachineClock(name, recording.clock, recording.unit, rate, span, arch, date)
+
+
+def _guest(guest: GuestProof, parent: Recording, host_name: str) -> GuestClock:
+    relation = relation_of(parent, guest.recording)
+    # two clocks in ns over one counter: both round down
+    rounding = 1 if relation.constant and guest.recording.unit == "ns" else 0
+    changed = _changed(guest)
+    cpus = [_cpu(guest, vcpu, rounding, changed, is_nested=guest.parent != host_name) for vcpu in guest.vcpus]
+    machine = _machine(guest.recording, guest.name, rate_of(guest.recording))
+    return GuestClock(machine, guest.parent, tuple(cpus))
+
+
+def _changed(guest: GuestProof) -> str:
+    """What shows that the guest's clocks are set at times ("": nothing does)."""
+    several = [v for v in guest.vcpus if len(v.epochs) > 1]
+    if not several:
+        return ""
+    vcpu = several[0]
+    what = "its clock was set or its rate changed" if any(e.fitted for e in vcpu.epochs) else "its offset changed"
+    return f"{guest.name}: guest CPU {vcpu.guest_cpu}: {what} in the recording, and may have beyond it"
+
+
+def _cpu(guest: GuestProof, vcpu: VcpuProof, rounding: int, changed: str, *, is_nested: bool) -> CpuClock:
+    said = f"guest CPU {vcpu.guest_cpu}"
+    doubted = next((e for e in vcpu.epochs if not e.verdict.is_sound), None)
+    if vcpu.host_tid is None or guest.pool is None:
+        return CpuClock(vcpu.guest_cpu, refusal=_why(f"{said}'s thread was not found", vcpu))
+    if doubted is not None:
+        hint = "; --no-claims leaves the claims out" if doubted.verdict is Verdict.REFUTED else ""
+        return CpuClock(vcpu.guest_cpu, refusal=_why(f"{said}'s map is {doubted.verdict}", vcpu) + hint)
+    thread = guest.pool.thread(vcpu.host_tid)
+    clock = guest.pool.guest_host.clock_of(guest.pool.activity, vcpu.host_tid) if guest.pool.guest_host else None
+    reaches = reaches_of(guest.recording, vcpu, thread, in_order=clock is not Clock.OWN)
+    epochs = tuple(epoch.as_epoch() for epoch in vcpu.epochs)
+    if reaches is None or not all(epoch.is_bounded for epoch in epochs):
+        return CpuClock(vcpu.guest_cpu, refusal=_why(f"the host saw no event of {said} run", vcpu))
+    first, last = _host(epochs[0], reaches[0].seen[0]), _host(epochs[-1], reaches[-1].seen[1])
+    before, after = (End(stamp, changed) if changed else End() for stamp in (first, last))
+    for stamp in _edges_of_claims(vcpu):
+        reason = f"a claim says that {said}'s offset changed at host stamp {stamp}"
+        if to_signed(stamp - first) < 0 and (before.until is None or to_signed(stamp - before.until) > 0):
+            before = End(stamp, reason)
+        if to_signed(stamp - last) > 0 and (after.until is None or to_signed(stamp - after.until) < 0):
+            after = End(stamp, reason)
+    late = tuple((m.guest_from, m.guest_to) for m in vcpu.mis_stamped)
+    through = _through(guest, vcpu.host_tid) if is_nested else None
+    return CpuClock(vcpu.guest_cpu, epochs, reaches, before, after, rounding, late, through)
+
+
+def _why(text: str, vcpu: VcpuProof) -> str:
+    return f"{text} ({'; '.join(vcpu.notes)})" if vcpu.notes else text
+
+
+def _host(epoch: Epoch, stamp: int) -> int:
+    return int(epoch.to_host(np.array([stamp], np.uint64))[0])
+
+
+def _edges_of_claims(vcpu: VcpuProof) -> list[int]:
+    """The host stamps at which claims begin or end that nothing speaks against."""
+    held = [c.claim for c in vcpu.claims if c.verdict is not Verdict.REFUTED]
+    return [stamp for claim in held for stamp in (claim.host_from, claim.host_to) if stamp is not None]
+
+
+def _through(guest: GuestProof, tid: int) -> Through:
+    """On which CPUs of its host, which is a guest itself, a thread may have run its guest, and when."""
+    pool = guest.pool
+    assert pool is not None
+    above = pool.guest_host
+    clock = above.clock_of(pool.activity, tid) if above else Clock.SHARED
+    if above is not None and clock is Clock.REFERENCE:
+        return Through(clock.value, above.constant)
+    host = pool.host
+    cpu_of = np.array([s.cpu for s in host.streams], np.int64)[host.stream_of]
+    stays = []
+    shared = pool.thread(tid).real
+    for cpu in range(max(host.cpus, 1 + int(cpu_of.max(initial=-1)))):
+        windows: RunWindows | None = shared
+        if clock is Clock.OWN:
+            windows = pool.activity.on_cpu(tid, cpu)
+        if windows is None:
+            continue
+        # what is unknown may have been anywhere
+        mine = ~windows.is_run
+        mine[windows.is_run] = cpu_of[windows.entry_row[windows.is_run]] == cpu
+        mine &= windows.hi > windows.lo
+        if (mine & windows.is_run).any() or clock is Clock.OWN:
+            stays.append((cpu, Spans.joined(windows.base, windows.lo[mine], windows.hi[mine], MAX_SPANS)))
+    return Through(clock.value, 0, tuple(stays))
