@@ -70,9 +70,12 @@ def relation_of(host: Recording, guest: Recording) -> Relation:
     return Relation(_between(rates[0], rates[1]), slew_ppm=slew)
 
 
-def scaled_relation(host: Recording, guest: Recording) -> Relation | None:
-    """The relation of two counters whose rates differ by what the recordings tell of each; None: they do not."""
-    rates = rate_of(host), rate_of(guest)
+def scaled_relation(host: Recording, guest: Recording, guest_rate: Rate | None = None) -> Relation | None:
+    """The relation of two counters whose rates differ by what the recordings tell of each; None: they do not.
+
+    ``guest_rate``: the guest's where its own recording does not tell it.
+    """
+    rates = rate_of(host), rate_of(guest) or guest_rate
     if rates[0] is None or rates[1] is None:
         return None
     scale = _between(rates[0], rates[1])
