@@ -44,6 +44,14 @@ def add_claims(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_hosts(parser: argparse.ArgumentParser) -> None:
+    """``--host``: the hosts that guests went to."""
+    parser.add_argument(
+        "--host", dest="further", action="append", default=[], metavar="HOST_B",
+        help="a further host's recording, that a guest went to while it was recorded (repeatable, in their order)",
+    )  # fmt: skip
+
+
 class Progress:
     """A line on standard error that each step overwrites; nothing where that is no terminal."""
 
@@ -74,7 +82,7 @@ def run_sync(args: argparse.Namespace) -> SyncResult:
         if not equals or not child or not parent:
             raise UsageError(f"--parent {text}: CHILD=PARENT is expected, as in --parent l2=l1")
         parents[child] = parent
-    files = [args.host, *args.guests]
+    files = [args.host, *args.guests, *args.further]
     for one, other in combinations(files, 2):
         if Path(one).exists() and Path(other).exists() and Path(one).samefile(other):
             raise UsageError(f"{one} and {other} are the same file: each machine has a recording of its own")
@@ -88,6 +96,7 @@ def run_sync(args: argparse.Namespace) -> SyncResult:
             use_claims=not args.no_claims,
             tids=args.tid,
             parents=parents,
+            hosts=args.further,
             progress=progress,
         )
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from counterpoint.commands.common import add_claims, add_recordings, print_json, run_sync, warn_all
+from counterpoint.commands.common import add_claims, add_hosts, add_recordings, print_json, run_sync, warn_all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_recordings(parser, guests="+")
     add_claims(parser)
+    add_hosts(parser)
     parser.add_argument("--json", action="store_true", help="the proof as JSON (schema 1)")
 
 

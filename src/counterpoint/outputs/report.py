@@ -20,7 +20,8 @@ from counterpoint.proof.verdicts import (
     VcpuProof,
     Witness,
 )
-from counterpoint.timeline.sync import GuestProof, SyncResult, offset_width
+from counterpoint.timeline.join import Join
+from counterpoint.timeline.sync import FurtherHost, GuestProof, SyncResult, offset_width
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
 
@@ -34,7 +35,8 @@ def sync_report(result: SyncResult, *, merged: bool = True) -> Json:
     out: Json = {
         "schema": SCHEMA,
         "host": _recording(result.host_name, result.host),
-        "guests": [_guest(g, result.rate) for g in result.guests],
+        "hosts": [_further(h, result.host.unit) for h in result.hosts],
+        "guests": [_guest(g, result) for g in result.guests],
     }
     if merged:
         timeline = result.timeline
@@ -63,20 +65,44 @@ def _recording(name: str, recording: Recording) -> Json:
     }
 
 
-def _guest(guest: GuestProof, rate: Rate | None) -> Json:
+def _further(host: FurtherHost, unit: str) -> Json:
+    """A further host, and how its clock relates to the first's."""
+    return {**_recording(host.name, host.recording), "join": None if host.join is None else _join(host.join, unit)}
+
+
+def _join(join: Join, unit: str) -> Json:
+    return {
+        "source": join.source,
+        "verdict": join.verdict.value,
+        "guests": list(join.guests),
+        "at": join.at,
+        "host_at": join.stamp,
+        "interval": [join.earliest, join.latest],
+        "offset": join.offset if join.is_constant else None,
+        "unit": unit,
+        "ratio": join.scale.ratio,
+        "frac_bits": join.scale.frac_bits,
+        "rate_ppm": join.rate_ppm,
+        "last_exit": join.not_before,
+        "assumption": join.assumption,
+        "notes": list(join.notes),
+    }
+
+
+def _guest(guest: GuestProof, result: SyncResult) -> Json:
     out = _recording(guest.name, guest.recording)
     out["parent"] = guest.parent
-    out["vcpus"] = [_vcpu(v, guest.recording.unit, rate) for v in guest.vcpus]
+    out["vcpus"] = [_vcpu(v, guest.recording.unit, result) for v in guest.vcpus]
     return out
 
 
-def _vcpu(vcpu: VcpuProof, unit: str, rate: Rate | None) -> Json:
+def _vcpu(vcpu: VcpuProof, unit: str, result: SyncResult) -> Json:
     return {
         "guest_cpu": vcpu.guest_cpu,
         "host_tid": vcpu.host_tid,
         "matched_by": vcpu.matched_by,
         "verdict": vcpu.verdict.value,
-        "epochs": [_epoch(e, unit, rate) for e in vcpu.epochs],
+        "epochs": [_epoch(e, unit, result.rate_on(e.host)) for e in vcpu.epochs],
         "claims": [_claim(c) for c in vcpu.claims],
         "mis_stamped": [_mis_stamped(m) for m in vcpu.mis_stamped],
         "notes": list(vcpu.notes),
@@ -115,6 +141,8 @@ def _epoch(epoch: EpochProof, unit: str, rate: Rate | None) -> Json:
         "evidence_bits": epoch.evidence,
         "witnesses": {"low": _witness(epoch.low), "high": _witness(epoch.high)},
     }
+    if epoch.host is not None:
+        out |= {"host": epoch.host, "host_tid": epoch.host_tid}
     if epoch.by_windows is not None:
         out["feasible_by_windows"] = list(epoch.by_windows)
         out["anchors"] = [

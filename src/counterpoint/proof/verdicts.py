@@ -111,8 +111,8 @@ class EpochProof:
     lie beyond it. Offsets are ``guest - scaled host`` by ``scale``, which is 1 where the counters run alike.
     ``by_windows`` is the interval before ``anchors`` narrowed it. ``usable`` is the part of ``feasible`` that suits the
     events around a change as well. ``host``: the further host that the guest was on, as thread ``host_tid`` (None: the
-    first host, the vCPU's thread); host stamps and offsets are by that host's clock then. ``checked`` = ``inside`` + ``violations``; ``unknown`` events fall where the host
-    did not see.
+    first host, the vCPU's thread); host stamps and offsets are by that host's clock then. ``checked`` = ``inside`` +
+    ``violations``; ``unknown`` events fall where the host did not see.
     """
 
     rows: I64

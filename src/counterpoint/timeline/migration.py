@@ -184,16 +184,20 @@ class _Search:
             return None
         first, last, proof = seed
         # the end first: with it, more events speak for the beginning
+        held = np.flatnonzero(self._held(number, proof, first, last))
+        # where the host holds none of the last events the guest had left it
+        stays = len(held) and last - first - int(held[-1]) <= MIN_BETWEEN
         good, bad = last, end + 1
-        for _ in range(PROBES):
+        for _ in range(PROBES if stays else 0):
             middle = end if bad > end else (good + bad) // 2
             if middle <= good:
                 break
             longer = self._proof(number, first, middle)
             good, bad, proof = (middle, bad, longer) if longer else (good, middle, proof)
         last = good
+        stays = len(held) and int(held[0]) < MIN_BETWEEN
         good, bad = first, begin - 1
-        for _ in range(PROBES):
+        for _ in range(PROBES if stays else 0):
             middle = begin if bad < begin else (good + bad) // 2
             if middle >= good:
                 break
@@ -202,7 +206,8 @@ class _Search:
         return good, last, proof
 
     def _seed(self, number: int, begin: int, end: int) -> tuple[int, int, VcpuProof] | None:
-        for parts in PARTS:
+        # the first host was asked for all
+        for parts in PARTS[number == 0 :]:
             edges = np.linspace(begin, end, parts + 1).astype(np.int64).tolist()
             pieces = list(pairwise(edges))
             for first, last in pieces if parts < PARTS[-1] else (pieces[0], pieces[-1]):
@@ -293,7 +298,7 @@ def _joined(
         for m in p.mis_stamped
     )
     claims = tuple(c for p in proofs for c in p.claims)
-    tid, matched_by = proofs[0].host_tid, proofs[0].matched_by
+    tid, matched_by = None if found[0].host else proofs[0].host_tid, proofs[0].matched_by
     return VcpuProof(track.cpu, tid, matched_by, tuple(epochs), claims, late, tuple(dict.fromkeys(notes)))
 
 

@@ -19,7 +19,7 @@ from counterpoint.proof.anchors.tighten import Anchors, Bounded
 from counterpoint.proof.drift import prove_lines
 from counterpoint.proof.matching import Hints, Match, ThreadPool, match, match_lines
 from counterpoint.proof.nesting import GuestHost
-from counterpoint.proof.relation import Relation, relation_of, scaled_relation
+from counterpoint.proof.relation import FIRST_HOST, Relation, kvm_scale, relation_of, scaled_relation
 from counterpoint.proof.sharpening import sharpened
 from counterpoint.proof.signs import signs_of
 from counterpoint.proof.tracks import Track, tracks_of
@@ -72,6 +72,10 @@ class SyncResult:
     rate: Rate | None
     warnings: tuple[str, ...] = field(default=())
     hosts: tuple[FurtherHost, ...] = ()
+
+    def rate_on(self, host: str | None) -> Rate | None:
+        """The rate of a further host's clock; ``host`` None: the first's."""
+        return self.rate if host is None else next((rate_of(h.recording) for h in self.hosts if h.name == host), None)
 
     @property
     def is_sound(self) -> bool:
@@ -265,7 +269,7 @@ def _across(
 
     def rate_after(proof: VcpuProof) -> Rate | None:
         rate, scale = rate_of(recordings[names[0]]), proof.epochs[-1].scale
-        return rate and Rate.of_ratio(rate.mult << scale.frac_bits, scale.ratio << rate.shift, "its first host")
+        return rate and Rate.of_ratio(rate.mult << scale.frac_bits, scale.ratio << rate.shift, FIRST_HOST)
 
     vcpus = divide(guest, tracks_of(guest), found.vcpus, names, [pools[n] for n in names], prove, rate_after)
     return replace(found, vcpus=vcpus)
@@ -350,7 +354,7 @@ def _prove_guest(
     if not pool.tids or relation.scale is None:
         vcpus = job.unmatched()
     elif relation.constant:
-        vcpus = _by_constants(job, host, part.guest_rate if part else None)
+        vcpus = _by_constants(job, host, part)
     else:
         vcpus = job.by_lines(relation)
     if part is not None and not part.final:
@@ -376,10 +380,13 @@ class _Job:
     by_cpu: list[Claim]
     writes: list[Claim]
 
-    def claims_of(self, track: Track, tid: int | None) -> list[Claim]:
-        """The claims about one CPU that runs as thread ``tid``."""
+    def claims_of(self, track: Track, tid: int | None, scale: Scale | None = None) -> list[Claim]:
+        """The claims about one CPU that runs as thread ``tid``; an offset that KVM wrote is added to ``scale``'s."""
         mine = [c for c in self.by_cpu if c.guest_cpu == track.cpu]
-        return mine if tid is None else mine + [c for c in self.writes if c.tid == tid]
+        written = [] if tid is None else [c for c in self.writes if c.tid == tid]
+        if scale is not None and not scale.is_identity:
+            written = [replace(c, ratio=scale.ratio, frac_bits=scale.frac_bits) for c in written]
+        return mine + written
 
     def unmatched(self) -> list[VcpuProof]:
         """Nothing is known of any CPU."""
@@ -397,7 +404,7 @@ class _Job:
         vcpus = []
         for track in self.tracks:
             found = matches.get(track.cpu, Match(None, BY_CAUSALITY))
-            claims = self.claims_of(track, found.tid)
+            claims = self.claims_of(track, found.tid, scale)
             if found.tid is None:
                 vcpus.append(unmatched(track, claims, found.matched_by, found.notes))
                 continue
@@ -425,10 +432,14 @@ class _Job:
         return vcpus
 
 
-def _by_constants(job: _Job, host: Recording, guest_rate: Rate | None = None) -> list[VcpuProof]:
+def _by_constants(job: _Job, host: Recording, part: Part | None = None) -> list[VcpuProof]:
     """Two counters: at the rates that are claimed, at what their rates in ns tell, and at one rate."""
     scales = list(dict.fromkeys([*(c.scale for c in job.by_cpu if not c.scale.is_identity), Scale()]))
+    guest_rate = part.guest_rate if part else None
     unlike = scaled_relation(host, job.guest, guest_rate)
+    if part is not None and part.arrived and unlike is not None:
+        by_khz = kvm_scale(host, job.guest, guest_rate)
+        scales = list(dict.fromkeys([*([by_khz] if by_khz and not by_khz.is_identity else []), *scales]))
     proofs: list[list[VcpuProof]] = []
     for scale in scales:
         if scale.is_identity and unlike is not None:
