@@ -15,6 +15,7 @@ from counterpoint.proof.lines import as_fraction, scale_of
 from counterpoint.proof.matching import ThreadPool
 from counterpoint.proof.relation import SLEW_PPM
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict
+from counterpoint.timeline.migration import is_plain
 from counterpoint.traces.recording import Recording
 
 BY_COUNTER = "guest-counter"
@@ -103,9 +104,7 @@ def by_counter(
     for guest, vcpus in proofs.items():
         for vcpu in vcpus:
             for before, after in pairwise(e for e in vcpu.epochs if e.offset is not None):
-                usable = (
-                    before.verdict.is_sound and after.verdict.is_sound and (before.host is None or before.host in joins)
-                )
+                usable = is_plain(before) and is_plain(after) and (before.host is None or before.host in joins)
                 if after.host == host and before.host != host and usable:
                     moves.append((guest, vcpu, before, after))
     if not moves:

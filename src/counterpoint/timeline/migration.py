@@ -26,8 +26,17 @@ from counterpoint.traces.recording import Recording
 PARTS = (1, 2, 4, 8)
 """A stretch on one host is sought in the whole of what is left, in its halves, its quarters, and so on."""
 
+LINE_PARTS = (1, 2)
+"""Where a line is fitted, which seeks its own places."""
+
 PROBES = 6
 """Halvings by which the end of a stretch is sought."""
+
+MAX_AGAIN = 4
+"""How often more of the events are sought on one host."""
+
+MIN_EVIDENCE = 150
+"""Bits of evidence for an epoch beside a refuted claim: what a search of all offsets typically needs."""
 
 SLACK = 2
 """Host units by which rounding may put an event past a window's edge."""
@@ -87,22 +96,25 @@ def divide(
     pools: Sequence[ThreadPool],
     prove: Prove,
     rate_after: Callable[[VcpuProof], Rate | None],
+    by_lines: Sequence[bool],
 ) -> tuple[VcpuProof, ...]:
     """Prove a guest on several hosts, in their order: its CPUs' proofs.
 
     ``whole`` are the proofs of all its ``tracks`` on the first host, which are returned as they are where no further
     host holds any of its events. ``names`` and ``pools`` are the hosts'. ``rate_after``: the rate of the guest's
-    counter by a proof on the first host.
+    counter by a proof on the first host. ``by_lines``: on which hosts its rate is fitted.
     """
     stays: dict[int, list[_Stay]] = {}
+    searches: dict[int, _Search] = {}
     rate: Rate | None = None
     for track, proof in zip(tracks, whole, strict=True):
-        search = _Search(track, names, pools, prove, rate)
+        search = searches[track.cpu] = _Search(track, names, pools, prove, rate, by_lines)
         stays[track.cpu], first = search.stays(proof)
         if first is not None and rate is None:
             rate = rate_after(first)
-    if not any(stay.host for found in stays.values() for stay in found):
-        return whole
+    left = {t.cpu: _goes_on(guest, t, stays[t.cpu], searches[t.cpu]) for t in tracks}
+    if not any(left.values()) and not any(stay.host for found in stays.values() for stay in found):
+        return tuple(_not_beyond(guest, t, p, stays[t.cpu]) for t, p in zip(tracks, whole, strict=True))
     proofs: dict[tuple[int, int], VcpuProof] = {}
     for number in range(len(names)):
         parts = [_cut(t, s.first, s.last) for t in tracks for s in stays[t.cpu] if s.host == number]
@@ -114,25 +126,57 @@ def divide(
     out = []
     for track, alone in zip(tracks, whole, strict=True):
         found = stays[track.cpu]
-        if not found or (len(found) == 1 and not found[0].host and found[0].last == len(track.rows)):
-            out.append(alone)
+        stayed = len(found) == 1 and not found[0].host and not left[track.cpu] and not max(ends)
+        if not found or (not found[0].host and (stayed or found[0].last == len(track.rows))):
+            out.append(_not_beyond(guest, track, alone, found))
             continue
         mine = [proofs[s.host, track.cpu] for s in found]
-        out.append(_joined(guest, track, found, mine, names, (min(ends), max(ends))))
+        unseen = left[track.cpu]
+        out.append(_joined(guest, track, found, mine, names, (min(ends), max(ends)), unseen=unseen))
     return tuple(out)
+
+
+def _not_beyond(guest: Recording, track: Track, alone: VcpuProof, found: list[_Stay]) -> VcpuProof:
+    """A proof on the first host; where many events follow the last that it holds, these may be on another."""
+    if not found or len(track.rows) - found[-1].last < MIN_BETWEEN:
+        return alone
+    epoch = alone.epochs[-1]
+    sure = epoch.guest_sure[0], int(guest.stamp[track.rows[found[-1].last - 1]])
+    note = f"{len(track.rows) - found[-1].last} events follow the last that its host saw: they may be on another host"
+    return replace(alone, epochs=(*alone.epochs[:-1], replace(epoch, guest_sure=sure)), notes=(*alone.notes, note))
+
+
+def _goes_on(guest: Recording, track: Track, found: list[_Stay], search: _Search) -> bool:
+    """Whether many events follow the last that its last host holds, although that host's recording goes on."""
+    if not found or len(track.rows) - found[-1].last < MIN_BETWEEN:
+        return False
+    epoch = search.last[found[-1].host].epochs[-1].as_epoch()
+    host = search.pools[found[-1].host].host
+    stamps = epoch.to_host(guest.stamp[track.rows[found[-1].last :]])
+    ends = [int(host.stamp[s.last - 1]) for s in host.streams if s.last > s.first]
+    end = max(to_signed(e - host.base) for e in ends)
+    return int((relative(stamps, host.base) <= end).sum()) >= MIN_BETWEEN
 
 
 class _Search:
     """Seeks the stays of one guest CPU."""
 
     def __init__(
-        self, track: Track, names: Sequence[str], pools: Sequence[ThreadPool], prove: Prove, rate: Rate | None
+        self,
+        track: Track,
+        names: Sequence[str],
+        pools: Sequence[ThreadPool],
+        prove: Prove,
+        rate: Rate | None,
+        by_lines: Sequence[bool],
     ) -> None:
         self.track = track
         self.names = names
         self.pools = pools
         self._prove = prove
         self._rate = rate
+        self._by_lines = by_lines
+        self.last: dict[int, VcpuProof] = {}
 
     def stays(self, whole: VcpuProof) -> tuple[list[_Stay], VcpuProof | None]:
         """The stays in order, and the proof of that on the first host; ``whole``: that of all events there."""
@@ -140,24 +184,32 @@ class _Search:
         on_first: VcpuProof | None = None
         begin, count = 0, len(self.track.guest)
         for number in range(len(self.names)):
-            if count - begin < MIN_BETWEEN:
+            first_here = begin
+            # an offset that changed there puts what follows out of sight: it is sought again in the rest
+            for again in range(1 if self._by_lines[number] else MAX_AGAIN):
+                if count - begin < MIN_BETWEEN:
+                    break
+                if number == 0 and not again and _is_plain(whole):
+                    first, last, proof = 0, count, whole
+                else:
+                    grown = self._grown(number, begin, count)
+                    if grown is None:
+                        break
+                    first, last, proof = grown
+                held = np.flatnonzero(self._held(number, proof, first, last))
+                if not len(held):
+                    break
+                self.last[number] = proof
+                if number == 0:
+                    on_first = proof
+                first, last = first + int(held[0]), first + int(held[-1]) + 1
+                if again:
+                    found[-1] = replace(found[-1], last=last)
+                else:
+                    found.append(_Stay(number, first, last))
+                begin = last
+            if begin > first_here and count - begin < MIN_BETWEEN:
                 break
-            if number == 0 and _is_plain(whole):
-                first, last, proof = 0, count, whole
-            else:
-                grown = self._grown(number, begin, count)
-                if grown is None:
-                    continue
-                first, last, proof = grown
-            held = np.flatnonzero(self._held(number, proof, first, last))
-            if not len(held):
-                continue
-            if number == 0:
-                on_first = proof
-            # what is before the first host's first window was not on an earlier one
-            first, last = (first if number == 0 else first + int(held[0])), first + int(held[-1]) + 1
-            found.append(_Stay(number, first, last))
-            begin = last
         return found, on_first
 
     def _proof(self, number: int, first: int, last: int) -> VcpuProof | None:
@@ -207,10 +259,11 @@ class _Search:
 
     def _seed(self, number: int, begin: int, end: int) -> tuple[int, int, VcpuProof] | None:
         # the first host was asked for all
-        for parts in PARTS[number == 0 :]:
+        tried = LINE_PARTS if self._by_lines[number] else PARTS
+        for parts in tried[number == 0 and (begin, end) == (0, len(self.track.guest)) :]:
             edges = np.linspace(begin, end, parts + 1).astype(np.int64).tolist()
             pieces = list(pairwise(edges))
-            for first, last in pieces if parts < PARTS[-1] else (pieces[0], pieces[-1]):
+            for first, last in pieces if parts < max(PARTS) else (pieces[0], pieces[-1]):
                 if last - first < (MIN_BETWEEN if parts == 1 else MIN_CHUNK):
                     continue
                 proof = self._proof(number, first, last)
@@ -240,11 +293,16 @@ class _Search:
 
 def _is_plain(proof: VcpuProof) -> bool:
     """Whether the events alone leave no doubt, whatever is claimed."""
-    return proof.host_tid is not None and all(
-        e.offset is not None and not e.violations and e.inside > 0 and e.verdict is not Verdict.AMBIGUOUS
-        and e.verdict is not Verdict.UNBOUNDED and (e.feasible is not None)
-        for e in proof.epochs
-    )  # fmt: skip
+    return proof.host_tid is not None and all(is_plain(e) for e in proof.epochs)
+
+
+def is_plain(epoch: EpochProof) -> bool:
+    """Whether an epoch's map may be used: it is sound, or only a claim beside it is refuted."""
+    if epoch.offset is None or epoch.feasible is None or epoch.violations or not epoch.inside:
+        return False
+    if epoch.verdict is Verdict.REFUTED:
+        return len(epoch.candidates) <= 1 and epoch.evidence >= MIN_EVIDENCE
+    return epoch.verdict.is_sound
 
 
 def _cut(track: Track, first: int, last: int) -> Track:
@@ -260,19 +318,29 @@ def _joined(
     proofs: list[VcpuProof],
     names: Sequence[str],
     ends: tuple[int, int],
+    *,
+    unseen: bool,
 ) -> VcpuProof:
-    """The proofs of one guest CPU's stays as one, with the events between them; ``ends``: the guest's hosts."""
+    """The proofs of one guest CPU's stays as one, with the events between them.
+
+    ``ends``: the guest's first and last host. ``unseen``: its last events are where the last host saw no such thing.
+    """
     epochs: list[EpochProof] = []
     notes: list[str] = []
     # an event between two stays, or before and after all, may be on either host or on one where nothing is proved
     begins = [0 if found[0].host == ends[0] else found[0].first, *(_border(track, *both) for both in pairwise(found))]
     begins.append(len(track.rows) if found[-1].host == ends[1] else found[-1].last)
+    if found[0].host and found[0].first >= MIN_BETWEEN:
+        begins[0] = found[0].first
+    if len(track.rows) - found[-1].last >= MIN_BETWEEN and unseen:
+        begins[-1] = found[-1].last
     for stay, proof, first, last in zip(found, proofs, begins, begins[1:], strict=False):
         mine = list(proof.epochs)
         before, after = track.rows[first : stay.first], track.rows[stay.last : last]
-        if first:
+        # beyond doubt is what the host's windows hold
+        if first or len(before) or stay.host:
             mine[0] = _opened_at(guest, mine[0])
-        if last < len(track.rows):
+        if last < len(track.rows) or len(after):
             mine[-1] = _closed_at(guest, mine[-1])
         mine[0] = _with(mine[0], before, mine[0].rows)
         mine[-1] = _with(mine[-1], mine[-1].rows, after)

@@ -271,7 +271,9 @@ def _across(
         rate, scale = rate_of(recordings[names[0]]), proof.epochs[-1].scale
         return rate and Rate.of_ratio(rate.mult << scale.frac_bits, scale.ratio << rate.shift, FIRST_HOST)
 
-    vcpus = divide(guest, tracks_of(guest), found.vcpus, names, [pools[n] for n in names], prove, rate_after)
+    hosts = [recordings[n] for n in names]
+    lines = [not relation_of(h, guest).constant or scaled_relation(h, guest) is not None for h in hosts]
+    vcpus = divide(guest, tracks_of(guest), found.vcpus, names, [pools[n] for n in names], prove, rate_after, lines)
     return replace(found, vcpus=vcpus)
 
 
