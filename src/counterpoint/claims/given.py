@@ -53,14 +53,15 @@ def read_claims(path: str | PathLike[str]) -> list[tuple[str | None, Claim]]:
         if not line.strip():
             continue
         try:
-            out.append(_claim(json.loads(line)))
+            out.append(claim_of(json.loads(line)))
         except (ValueError, RecursionError) as err:
             reason = "nested too deep" if isinstance(err, RecursionError) else str(err)
             raise BadFileError(f"line {number} is no claim: {reason}", path) from None
     return out
 
 
-def _claim(entry: object) -> tuple[str | None, Claim]:
+def claim_of(entry: object) -> tuple[str | None, Claim]:
+    """(guest or None, claim) of one object of a claims file; ValueError where it is none."""
     if not isinstance(entry, dict):
         raise ValueError('an object is expected, as in {"cpu": 0, "offset": -81892957611}')
 

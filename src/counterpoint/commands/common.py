@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def add_recordings(parser: argparse.ArgumentParser, *, guests: str) -> None:
     """HOST GUEST...; ``guests`` is argparse's count of guests."""
-    parser.add_argument("host", metavar="HOST", help="the host's recording (trace.dat)")
+    parser.add_argument("host", metavar="HOST", help="the host's recording (trace.dat), or a capture folder alone")
     parser.add_argument("guests", metavar="GUEST", nargs=guests, help="a guest's recording (trace.dat)")
 
 
@@ -72,11 +72,50 @@ class Progress:
             sys.stderr.flush()
 
 
+def is_capture(args: argparse.Namespace) -> bool:
+    """Whether a folder is the only recording that was named."""
+    return Path(args.host).is_dir() and not args.guests
+
+
+def expand(args: argparse.Namespace) -> dict[str, Any]:
+    """Take the recordings, threads and parents of a capture folder into ``args``; returns the rest for ``sync``."""
+    if is_capture(args):
+        args.captured = _captured(args)
+    found: dict[str, Any] = getattr(args, "captured", {})
+    return found
+
+
+def _captured(args: argparse.Namespace) -> dict[str, Any]:
+    from counterpoint.claims.given import claim_of
+    from counterpoint.errors import BadFileError
+    from counterpoint.timeline.join import Wall
+    from counterpoint.traces.capture import NAME, Capture
+
+    capture = Capture.open(args.host)
+    if not capture.guests:
+        raise BadFileError("names no guests: there is nothing to relate to the host", capture.folder / NAME)
+    claims = []
+    for guest in capture.guests:
+        for entry in guest.claims:
+            try:
+                claims.append((guest.file.stem, claim_of(entry)[1]))
+            except ValueError as err:
+                raise BadFileError(f"a claim of {guest.file.stem}: {err}", capture.folder / NAME) from None
+        args.tid += [f"{guest.file.stem}:{cpu}={tid}" for cpu, tid in guest.threads]
+        args.parent += [f"{guest.file.stem}={guest.parent}"] if guest.parent is not None else []
+    args.host, args.guests = str(capture.host), [str(g.file) for g in capture.guests]
+    args.further = [*map(str, capture.hosts), *args.further]
+    return {"claims": claims, "wall": Wall(capture.clock_pairs, capture.realtime_within_ns)}
+
+
 def run_sync(args: argparse.Namespace) -> SyncResult:
     """Read the recordings that ``args`` names and prove them."""
     from counterpoint.timeline.sync import sync
 
     parents = {}
+    captured = expand(args)
+    if not args.guests:
+        raise UsageError("a guest's recording is needed beside the host's, or a capture folder alone")
     for text in args.parent:
         child, equals, parent = text.partition("=")
         if not equals or not child or not parent:
@@ -97,6 +136,7 @@ def run_sync(args: argparse.Namespace) -> SyncResult:
             tids=args.tid,
             parents=parents,
             hosts=args.further,
+            **captured,
             progress=progress,
         )
     finally:

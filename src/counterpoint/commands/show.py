@@ -9,7 +9,16 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from counterpoint.commands.common import LateWarnings, add_claims, add_hosts, add_recordings, run_sync, warn, warn_all
+from counterpoint.commands.common import (
+    LateWarnings,
+    add_claims,
+    add_hosts,
+    add_recordings,
+    is_capture,
+    run_sync,
+    warn,
+    warn_all,
+)
 from counterpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -90,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _timeline(args: argparse.Namespace) -> tuple[Timeline, SyncResult | None]:
-    if args.guests:
+    if args.guests or is_capture(args):
         result = run_sync(args)
         warn_all(result)
         if result.timeline.unplaced:

@@ -12,6 +12,7 @@ from counterpoint.commands.common import (
     add_claims,
     add_hosts,
     add_recordings,
+    expand,
     print_json,
     run_sync,
     warn,
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example:\n  counterpoint sync host.dat guest.dat -o merged.pftrace -o merged.txt\n\n"
         "exit status: 0 all proved or derived, 1 something is refuted, ambiguous or unbounded, 2 bad input"
     )
-    add_recordings(parser, guests="+")
+    add_recordings(parser, guests="*")
     add_claims(parser)
     add_hosts(parser)
     parser.add_argument(
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    expand(args)
     outputs = [Path(name) for name in args.output]
     for path in outputs:
         _check_output(path, force=args.force, inputs=[args.host, *args.guests, *args.further])

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example:\n  counterpoint verify host.dat guest.dat --offset 0=-81892957611\n\n"
         "exit status: 0 all proved or derived, 1 something is refuted, ambiguous or unbounded, 2 bad input"
     )
-    add_recordings(parser, guests="+")
+    add_recordings(parser, guests="*")
     add_claims(parser)
     add_hosts(parser)
     parser.add_argument("--json", action="store_true", help="the proof as JSON (schema 1)")

@@ -10,15 +10,21 @@ from itertools import pairwise
 import numpy as np
 
 from counterpoint.clocks.counter import U64, add, relative, to_signed
+from counterpoint.clocks.pairs import ClockPair, PairedClock
 from counterpoint.clocks.scaling import TSC_TOLERANCE_PPM, Scale
 from counterpoint.proof.lines import as_fraction, scale_of
 from counterpoint.proof.matching import ThreadPool
-from counterpoint.proof.relation import SLEW_PPM
+from counterpoint.proof.relation import COUNTERS, SLEW_PPM
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict
 from counterpoint.timeline.migration import is_plain
+from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
 
 BY_COUNTER = "guest-counter"
+BY_PAIRS = "clock-pairs"
+
+AGREE = "CLOCK_REALTIME of the two hosts agrees: how well NTP keeps them together is not said, and not in the bound"
+AGREE_WITHIN = "CLOCK_REALTIME of the two hosts agrees within {} ns, as was said"
 
 STOOD = (
     "the guest's counter stood still or kept time while it was moved, and was not set ahead: what is on this host is"
@@ -189,3 +195,60 @@ def _stamp(pool: ThreadPool, tid: int | None, *, first: bool) -> int:
     assert tid is not None
     windows = pool.thread(tid).real
     return (windows.base + (windows.first if first else windows.last)) & ((1 << 64) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Wall:
+    """Pairs of counters and CLOCK_REALTIME, by recording, and by how much the hosts' may differ (None: not said)."""
+
+    pairs: Mapping[str, Sequence[ClockPair]]
+    within_ns: int | None = None
+
+
+def by_pairs(join: Join, first: tuple[str, Recording], further: Recording, wall: Wall) -> Join:
+    """``join`` bounded by what both hosts' clock pairs say, where they have any and causality allows it."""
+    name, recording = first
+    pairs = wall.pairs.get(name, ()), wall.pairs.get(join.host, ())
+    if not pairs[0] or not pairs[1]:
+        return join
+
+    def unused(why: str, verdict: str = "not used") -> Join:
+        return replace(join, notes=(*join.notes, f"the clock pairs are {verdict}: {why}"))
+
+    for one in (recording, further):
+        if one.clock not in COUNTERS:
+            return unused(f"they are of the counter, and {one.name} is recorded in {one.clock}")
+    try:
+        clocks = [PairedClock(p, _ns_per_tick(r)) for p, r in zip(pairs, (recording, further), strict=True)]
+    except ValueError as err:
+        return unused(str(err))
+    wall_time = clocks[1].realtime(join.at)
+    found = clocks[0].counter(wall_time.value)
+    spread = int((wall_time.bound + (wall.within_ns or 0)) / clocks[0].ns_per_tick) + found.bound + 1
+    middle = to_signed(found.value - join.not_before)
+    if middle + spread < 0:
+        return unused(
+            f"they put the first entry on {join.host} {-middle - spread} to {-middle + spread} ticks before the last"
+            " exit on the host before",
+            "refuted",
+        )
+    mask = (1 << 64) - 1
+    notes = join.notes
+    ahead = to_signed(join.earliest - join.not_before) - (middle + spread)
+    if ahead > 0:
+        notes = (*notes, f"by the clock pairs the guest's counter was set ahead by {ahead} ticks or more")
+    return replace(
+        join,
+        source=BY_PAIRS,
+        verdict=Verdict.DERIVED if wall.within_ns is None else Verdict.PROVED,
+        stamp=(join.not_before + max(middle, 0)) & mask,
+        earliest=(join.not_before + max(middle - spread, 0)) & mask,
+        latest=(join.not_before + middle + spread) & mask,
+        assumption=AGREE if wall.within_ns is None else AGREE_WITHIN.format(wall.within_ns),
+        notes=notes,
+    )
+
+
+def _ns_per_tick(recording: Recording) -> Fraction | None:
+    rate = rate_of(recording)
+    return Fraction(rate.mult, 1 << rate.shift) if rate else None

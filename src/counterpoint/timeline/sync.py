@@ -26,7 +26,7 @@ from counterpoint.proof.tracks import Track, tracks_of
 from counterpoint.proof.vcpu import BY_CAUSALITY, VcpuProver, unmatched
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict, worst
 from counterpoint.proof.windows import WindowKind
-from counterpoint.timeline.join import Join, by_counter
+from counterpoint.timeline.join import Join, Wall, by_counter, by_pairs
 from counterpoint.timeline.merge import Machine, Timeline
 from counterpoint.timeline.migration import Part, divide
 from counterpoint.traces.rates import rate_of
@@ -112,6 +112,8 @@ def sync(
     tids: Iterable[str] = (),
     parents: Mapping[str, str] | None = None,
     hosts: Iterable[Source] = (),
+    claims: Iterable[tuple[str | None, Claim]] = (),
+    wall: Wall | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> SyncResult:
     """Prove how each guest's clocks relate to the host's, and merge.
@@ -119,7 +121,8 @@ def sync(
     ``host`` and ``guests`` are trace.dat files or open recordings. ``offsets``: claims "[GUEST:]CPU=TICKS";
     ``claims_file``: JSON lines of claims; ``use_claims`` False derives all from the events alone. ``tids``: known
     threads "[GUEST:]CPU=TID". ``parents``: child name to parent name where a guest's host is another guest.
-    ``hosts``: further hosts that guests went to, in that order.
+    ``hosts``: further hosts that guests went to, in that order. ``claims``: more claims, each of a guest (None: all).
+    ``wall``: readings of the hosts' counters and CLOCK_REALTIME, by recording name, that relate the hosts.
     ``progress`` is called with a few words before each step that may take long.
     Raises BadFileError for files that cannot be read and UsageError for a request that makes no sense.
     """
@@ -133,6 +136,7 @@ def sync(
     parent_of = _parents(host_name, guest_names, parents or {})
     by_name = dict(zip(names, [host_recording, *recordings, *others], strict=True))
     typed = [given.parse_offset(text) for text in offsets] if use_claims else []
+    typed += claims if use_claims else []
     if claims_file is not None and use_claims:
         typed += given.read_claims(claims_file)
     threads = [given.parse_assignment(text, "--tid", "[GUEST:]CPU=TID", "0=191") for text in tids]
@@ -171,7 +175,7 @@ def sync(
         if other_names and parent == host_name:
             say(f"looking for {name} on {', '.join(other_names)}")
             proofs[name] = _across(proofs[name], [host_name, *other_names], by_name, pools, typed, threads, use_claims)
-    further = _joined([host_name, *other_names], by_name, pools, proofs)
+    further = _joined([host_name, *other_names], by_name, pools, proofs, wall)
     for one in further:
         if one.join is None:
             warnings.append(
@@ -282,6 +286,7 @@ def _joined(
     recordings: Mapping[str, Recording],
     pools: Mapping[str, ThreadPool],
     proofs: Mapping[str, GuestProof],
+    wall: Wall | None,
 ) -> tuple[FurtherHost, ...]:
     """The further hosts, each related to the first where the guests do that."""
     first, *others = names
@@ -296,7 +301,7 @@ def _joined(
             joins,
         )
         if join is not None:
-            joins[name] = join
+            joins[name] = by_pairs(join, (first, recordings[first]), recordings[name], wall) if wall else join
     return tuple(FurtherHost(n, recordings[n], joins.get(n), pools[n]) for n in others)
 
 
