@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ from simulate.worlds import CASES
 
 MIGRATE = {name: how for name, how in CASES.items() if name.startswith("migrate")}
 
-SEEDS = [5, 7, 9, 17, 19, 23]
-"""Of random worlds, those whose proof takes no time; HYPOTHESIS_PROFILE=explore takes more."""
+SEEDS = [5, 7, 9, 17] if os.environ.get("HYPOTHESIS_PROFILE") != "explore" else list(range(40))
+"""Random worlds whose proof takes no time; HYPOTHESIS_PROFILE=explore takes all, which may take an hour."""
 
 
 def made(folder: Path, **how: object) -> tuple[World, SyncResult]:
@@ -168,7 +169,6 @@ def test_a_host_that_no_guest_went_to_is_left_out(tmp_path, capsys):
 
 def pairs_of(world: World, number: int, *, off_ns: int = 0, count: int = 3) -> list[ClockPair]:
     """Readings of a host's counter and of a wall clock that runs with the first host's counter."""
-    khz, fine = world.options.host_khz, 1
     counter = world.hosts[number].clock.counter
     hz = world.options.host_khz * 1000
     first = world.hosts[0].clock.counter
@@ -178,7 +178,6 @@ def pairs_of(world: World, number: int, *, off_ns: int = 0, count: int = 3) -> l
         passed = to_signed(int(first.at(at)[0]) - int(first.at(np.array([0], np.int64))[0]))
         wall = 1_700_000_000_000_000_000 + passed * 1_000_000_000 // hz
         out.append(ClockPair(int(counter.at(at)[0]), wall + off_ns))
-    assert khz and fine
     return out
 
 
