@@ -84,15 +84,15 @@ def read_ks(path: str | PathLike[str]) -> list[tuple[str, tuple[int, int]]]:
 
 
 class _Entry(dict[str, object]):
-    """One line of a claims file."""
+    """One line of a claims file, or the like: ``where`` says which."""
 
-    def __init__(self, path: str | PathLike[str], number: int, values: dict[str, object]) -> None:
+    def __init__(self, path: str | PathLike[str], where: str, values: dict[str, object]) -> None:
         super().__init__(values)
-        self.path, self.number = path, number
+        self.path, self.where = path, where
 
     def wrong(self, reason: str) -> BadFileError:
         """What to raise."""
-        return BadFileError(f"line {self.number} is no claim: {reason}", self.path)
+        return BadFileError(f"{self.where} is no claim: {reason}", self.path)
 
     def integer(self, name: str, low: int = -LIMIT, high: int = LIMIT) -> int:
         """A required integer."""
@@ -126,8 +126,15 @@ def _entries(path: str | PathLike[str]) -> list[_Entry]:
             raise BadFileError(
                 f'line {number} is no claim: an object is expected, as in {{"cpu": 0, "offset": -81892957611}}', path
             )
-        out.append(_Entry(path, number, values))
+        out.append(_Entry(path, f"line {number}", values))
     return out
+
+
+def claim_of(
+    values: dict[str, object], path: str | PathLike[str], where: str
+) -> tuple[str | None, Claim | CounterClaim]:
+    """(guest or None, claim) of one object as in a claims file, at a place in a file; BadFileError where it is none."""
+    return _claim(_Entry(path, where, values))
 
 
 def _claim(entry: _Entry) -> tuple[str | None, Claim | CounterClaim]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def add_recordings(parser: argparse.ArgumentParser, *, guests: str) -> None:
     """HOST GUEST...; ``guests`` is argparse's count of guests."""
-    parser.add_argument("host", metavar="HOST", help="the host's recording (trace.dat)")
+    parser.add_argument("host", metavar="HOST", help="the host's recording (trace.dat), or a capture folder alone")
     parser.add_argument("guests", metavar="GUEST", nargs=guests, help="a guest's recording (trace.dat)")
 
 
@@ -60,6 +60,14 @@ def add_claims(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_hosts(parser: argparse.ArgumentParser) -> None:
+    """``--host``: the hosts that guests went to."""
+    parser.add_argument(
+        "--host", dest="further", action="append", default=[], metavar="HOST_B",
+        help="a further host's recording, that a guest went to while it was recorded (repeatable, in their order)",
+    )  # fmt: skip
+
+
 class Progress:
     """A line on standard error that each step overwrites; nothing where that is no terminal."""
 
@@ -80,17 +88,54 @@ class Progress:
             sys.stderr.flush()
 
 
+def is_capture(args: argparse.Namespace) -> bool:
+    """Whether a folder is the only recording that was named."""
+    return Path(args.host).is_dir() and not args.guests
+
+
+def expand(args: argparse.Namespace) -> dict[str, Any]:
+    """Take the recordings, threads and parents of a capture folder into ``args``; returns the rest for ``sync``."""
+    if is_capture(args):
+        args.captured = _captured(args)
+    found: dict[str, Any] = getattr(args, "captured", {})
+    return found
+
+
+def _captured(args: argparse.Namespace) -> dict[str, Any]:
+    from counterpoint.claims.given import claim_of
+    from counterpoint.errors import BadFileError
+    from counterpoint.timeline.join import Wall
+    from counterpoint.traces.capture import NAME, Capture
+
+    capture = Capture.open(args.host)
+    if not capture.guests:
+        raise BadFileError("names no guests: there is nothing to relate to the host", capture.folder / NAME)
+    claims = []
+    for guest in capture.guests:
+        for number, entry in enumerate(guest.claims, 1):
+            where = f"claim {number} of {guest.file.stem}"
+            claims.append((guest.file.stem, claim_of(entry, capture.folder / NAME, where)[1]))
+        args.tid += [f"{guest.file.stem}:{cpu}={tid}" for cpu, tid in guest.threads]
+        args.parent += [f"{guest.file.stem}={guest.parent}"] if guest.parent is not None else []
+    args.host, args.guests = str(capture.host), [str(g.file) for g in capture.guests]
+    args.further = [*map(str, capture.hosts), *args.further]
+    return {"claims": claims, "wall": Wall(capture.clock_pairs, capture.realtime_within_ns)}
+
+
 def run_sync(args: argparse.Namespace) -> SyncResult:
     """Read the recordings that ``args`` names and prove them."""
     from counterpoint.timeline.sync import sync
 
     parents = {}
+    captured = expand(args)
+    if not args.guests:
+        raise UsageError("a guest's recording is needed beside the host's, or a capture folder alone")
     for text in args.parent:
         child, equals, parent = text.partition("=")
         if not equals or not child or not parent:
             raise UsageError(f"--parent {text}: CHILD=PARENT is expected, as in --parent l2=l1")
         parents[child] = parent
-    files = [args.host, *args.guests]
+    files = [args.host, *args.guests, *args.further]
     for one, other in combinations(files, 2):
         if Path(one).exists() and Path(other).exists() and Path(one).samefile(other):
             raise UsageError(f"{one} and {other} are the same file: each machine has a recording of its own")
@@ -108,6 +153,8 @@ def run_sync(args: argparse.Namespace) -> SyncResult:
             claim_events=args.claim_event,
             frequency=args.frequency,
             ks=args.k,
+            hosts=args.further,
+            **captured,
             progress=progress,
         )
     finally:

@@ -9,7 +9,16 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from counterpoint.commands.common import LateWarnings, add_claims, add_recordings, run_sync, warn, warn_all
+from counterpoint.commands.common import (
+    LateWarnings,
+    add_claims,
+    add_hosts,
+    add_recordings,
+    is_capture,
+    run_sync,
+    warn,
+    warn_all,
+)
 from counterpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--raw", action="store_true", help="list the fields instead of the print formats' text")
     group.add_argument("--json", action="store_true", help="one JSON object a line for each event")
     add_claims(parser)
+    add_hosts(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,11 +99,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _timeline(args: argparse.Namespace) -> tuple[Timeline, SyncResult | None]:
-    if args.guests:
+    if args.guests or is_capture(args):
         result = run_sync(args)
         warn_all(result)
         if result.timeline.unplaced:
-            warn(f"{result.timeline.unplaced} guest events are left out: no clock map is known for them")
+            warn(f"{result.timeline.unplaced} events are left out: no clock map is known for them")
         return result.timeline, result
     import numpy as np
 

@@ -10,7 +10,9 @@ from counterpoint.commands.common import (
     LateWarnings,
     Progress,
     add_claims,
+    add_hosts,
     add_recordings,
+    expand,
     print_json,
     run_sync,
     warn,
@@ -33,8 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example:\n  counterpoint sync host.dat guest.dat -o merged.pftrace -o merged.txt\n\n"
         "exit status: 0 all proved or derived, 1 something is refuted, ambiguous or unbounded, 2 bad input"
     )
-    add_recordings(parser, guests="+")
+    add_recordings(parser, guests="*")
     add_claims(parser)
+    add_hosts(parser)
     parser.add_argument(
         "-o", "--output", action="append", default=[], metavar="FILE",
         help=f"write the timeline; the ending says how: {' '.join(ENDINGS)} (repeatable)",
@@ -44,12 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    expand(args)
     outputs = [Path(name) for name in args.output]
     for path in outputs:
-        _check_output(path, force=args.force, inputs=[args.host, *args.guests])
+        _check_output(path, force=args.force, inputs=[args.host, *args.guests, *args.further])
     result = run_sync(args)
     warn_all(result)
-    late = LateWarnings([result.host, *(g.recording for g in result.guests)])
+    late = LateWarnings(m.recording for m in result.timeline.machines)
     # files first: whoever reads the table or the JSON may rely on them
     progress = Progress()
     for path in outputs:
@@ -60,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             progress.done()
     late.say()
     if result.timeline.unplaced:
-        warn(f"{result.timeline.unplaced} guest events are left out of the timeline: no clock map is known for them")
+        warn(f"{result.timeline.unplaced} events are left out of the timeline: no clock map is known for them")
     if args.json:
         from counterpoint.outputs.report import sync_report
 

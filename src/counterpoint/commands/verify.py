@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from counterpoint.commands.common import add_claims, add_recordings, print_json, run_sync, warn_all
+from counterpoint.commands.common import add_claims, add_hosts, add_recordings, print_json, run_sync, warn_all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,8 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example:\n  counterpoint verify host.dat guest.dat --offset 0=-81892957611\n\n"
         "exit status: 0 all proved or derived, 1 something is refuted, ambiguous or unbounded, 2 bad input"
     )
-    add_recordings(parser, guests="+")
+    add_recordings(parser, guests="*")
     add_claims(parser)
+    add_hosts(parser)
     parser.add_argument("--json", action="store_true", help="the proof as JSON (schema 1)")
 
 

@@ -55,6 +55,8 @@ def write_perfetto(result: SyncResult, path: Path, *, overwrite: bool) -> None:
             children.setdefault(machine.parent, []).append(machine)
         lanes = []
         for machine in _tree(children, None):
+            if not machine.placed.any() and any(h.name == machine.name for h in result.hosts):
+                continue
             role = "host" if machine.parent is None else f"guest of {machine.parent}"
             label = machine.name if machine.name == role else f"{machine.name} ({role})"
             process = trace.process(label, description=_describe(result, machine))
@@ -63,7 +65,8 @@ def write_perfetto(result: SyncResult, path: Path, *, overwrite: bool) -> None:
         pools: dict[str, ThreadPool] = {}
         for lane in lanes:
             _tasks(trace, lane)
-            if any(g.parent == lane.machine.name for g in result.guests):
+            further = next((h.name for h in result.hosts if h.name == lane.machine.name), None)
+            if further or any(g.parent == lane.machine.name for g in result.guests):
                 pools[lane.machine.name] = ThreadPool(lane.machine.recording)
                 _windows(trace, lane, pools[lane.machine.name], result)
             _instants(trace, lane)
@@ -81,6 +84,11 @@ def _facts(result: SyncResult) -> dict[str, int | bool | str]:
     out["timestamps"] = f"ns by {timeline.rate.source}" if timeline.rate else "ticks of the host's counter"
     if timeline.unplaced:
         out["events_left_out"] = timeline.unplaced
+    for host in result.hosts:
+        if host.join is not None:
+            interval = f"[{host.join.earliest}, {'open' if host.join.latest is None else host.join.latest}]"
+            out[f"{host.name}/join"] = f"{host.join.at} is {host.join.stamp} in {interval} by {host.join.source}"
+            out[f"{host.name}/assumption"] = host.join.assumption
     for guest in result.guests:
         for vcpu in guest.vcpus:
             for index, epoch in enumerate(vcpu.epochs):
@@ -88,7 +96,7 @@ def _facts(result: SyncResult) -> dict[str, int | bool | str]:
                 out[f"{key}/verdict"] = epoch.verdict.value
                 out[f"{key}/offset"] = f"{epoch.offset} {guest.recording.unit} by {epoch.source or 'nobody'}"
                 out[f"{key}/feasible"] = str(list(epoch.feasible) if epoch.feasible else None)
-                out[f"{key}/bound_ns"] = str(width_ns(epoch, result.rate))
+                out[f"{key}/bound_ns"] = str(width_ns(epoch, result.rate_on(epoch.host)))
                 out[f"{key}/events"] = f"{epoch.inside} inside, {epoch.violations} outside, {epoch.unknown} unknown"
                 for side, witness in (("low", epoch.low), ("high", epoch.high)):
                     if witness is not None:
@@ -105,6 +113,9 @@ def _describe(result: SyncResult, machine: Machine) -> str:
             return "; ".join(
                 f"cpu {v.guest_cpu}: {v.verdict.value}, thread {v.host_tid} of {guest.parent}" for v in guest.vcpus
             )
+    for host in result.hosts:
+        if host.name == machine.name and host.join is not None:
+            return f"clock {machine.recording.clock}; put beside {result.host_name} by {host.join.source}"
     return f"clock {machine.recording.clock}; all stamps are this machine's"
 
 
@@ -197,6 +208,14 @@ def _windows(trace: PerfettoWriter, lane: _Lane, pool: ThreadPool, result: SyncR
         for guest in result.guests
         if guest.parent == lane.machine.name
         for vcpu in guest.vcpus
+        if not vcpu.epochs or vcpu.epochs[0].host is None
+    }
+    runs |= {
+        epoch.host_tid: f"{guest.name} cpu {vcpu.guest_cpu}"
+        for guest in result.guests
+        for vcpu in guest.vcpus
+        for epoch in vcpu.epochs
+        if epoch.host == lane.machine.name
     }
     event = recording.format_named("kvm", "kvm_exit")
     for tid in pool.tids:

@@ -27,8 +27,9 @@ from counterpoint.proof.verdicts import (
     VcpuProof,
     Witness,
 )
+from counterpoint.timeline.join import Join
 from counterpoint.timeline.maps import maps_of
-from counterpoint.timeline.sync import GuestProof, SyncResult, offset_width
+from counterpoint.timeline.sync import FurtherHost, GuestProof, SyncResult, offset_width
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
 
@@ -46,7 +47,8 @@ def sync_report(result: SyncResult, *, merged: bool = True, pairs: Iterable[Cloc
     out: Json = {
         "schema": SCHEMA,
         "host": _recording(result.host_name, result.host) | saved.machine_keys(maps.host),
-        "guests": [_guest(g, clock, result.rate) for g, clock in zip(result.guests, maps.guests, strict=True)],
+        "hosts": [_further(h, result.host.unit) for h in result.hosts],
+        "guests": [_guest(g, clock, result) for g, clock in zip(result.guests, maps.guests, strict=True)],
         "realtime": saved.pairs_key(maps.pairs),
     }
     if merged:
@@ -76,7 +78,31 @@ def _recording(name: str, recording: Recording) -> Json:
     }
 
 
-def _guest(guest: GuestProof, clock: GuestClock, rate: Rate | None) -> Json:
+def _further(host: FurtherHost, unit: str) -> Json:
+    """A further host, and how its clock relates to the first's."""
+    return {**_recording(host.name, host.recording), "join": None if host.join is None else _join(host.join, unit)}
+
+
+def _join(join: Join, unit: str) -> Json:
+    return {
+        "source": join.source,
+        "verdict": join.verdict.value,
+        "guests": list(join.guests),
+        "at": join.at,
+        "host_at": join.stamp,
+        "interval": [join.earliest, join.latest],
+        "offset": join.offset if join.is_constant else None,
+        "unit": unit,
+        "ratio": join.scale.ratio,
+        "frac_bits": join.scale.frac_bits,
+        "rate_ppm": join.rate_ppm,
+        "last_exit": join.not_before,
+        "assumption": join.assumption,
+        "notes": list(join.notes),
+    }
+
+
+def _guest(guest: GuestProof, clock: GuestClock, result: SyncResult) -> Json:
     out = _recording(guest.name, guest.recording) | saved.machine_keys(clock.machine)
     out["parent"] = guest.parent
     if guest.counter is not None and guest.counter.pair is not None:
@@ -95,7 +121,7 @@ def _guest(guest: GuestProof, clock: GuestClock, rate: Rate | None) -> Json:
             for s in guest.sums
         ]
     out["vcpus"] = [
-        _vcpu(v, c, guest.recording.unit, rate, guest.counter) for v, c in zip(guest.vcpus, clock.cpus, strict=True)
+        _vcpu(v, c, guest.recording.unit, result, guest.counter) for v, c in zip(guest.vcpus, clock.cpus, strict=True)
     ]
     return out
 
@@ -116,7 +142,7 @@ def _k(k: KnownK | None) -> Json | None:
     return None if k is None else {"lo": k.lo, "hi": k.hi, "source": k.source}
 
 
-def _vcpu(vcpu: VcpuProof, clock: CpuClock, unit: str, rate: Rate | None, counter: CounterInfo | None) -> Json:
+def _vcpu(vcpu: VcpuProof, clock: CpuClock, unit: str, result: SyncResult, counter: CounterInfo | None) -> Json:
     # a map that is refused has none
     reaches = [saved.epoch_keys(e, r) for e, r in zip(clock.epochs, clock.reaches, strict=True)]
     reaches = reaches or [saved.unknown_epoch_keys()] * len(vcpu.epochs)
@@ -125,7 +151,10 @@ def _vcpu(vcpu: VcpuProof, clock: CpuClock, unit: str, rate: Rate | None, counte
         "host_tid": vcpu.host_tid,
         "matched_by": vcpu.matched_by,
         "verdict": vcpu.verdict.value,
-        "epochs": [_epoch(e, unit, rate) | _ticks(e, counter) | k for e, k in zip(vcpu.epochs, reaches, strict=True)],
+        "epochs": [
+            _epoch(e, unit, result.rate_on(e.host)) | _ticks(e, counter) | k
+            for e, k in zip(vcpu.epochs, reaches, strict=True)
+        ],
         "claims": [
             *(_claim(c) | _offset_said(c, counter) for c in vcpu.claims),
             *(_claim(c) | _cntvoff_said(c, counter) for c in vcpu.counter_claims),
@@ -167,6 +196,8 @@ def _epoch(epoch: EpochProof, unit: str, rate: Rate | None) -> Json:
         "evidence_bits": epoch.evidence,
         "witnesses": {"low": _witness(epoch.low), "high": _witness(epoch.high)},
     }
+    if epoch.host is not None:
+        out |= {"host": epoch.host, "host_tid": epoch.host_tid}
     if epoch.by_windows is not None:
         out["feasible_by_windows"] = list(epoch.by_windows)
         out["anchors"] = [

@@ -77,6 +77,7 @@ def print_sync(result: SyncResult, file: TextIO | None = None, *, merged: bool =
                 cells = _row(result, guest.name, unit, vcpu, epoch, first=index == 0, several=len(units) > 1)
                 table.add_row(*cells)
     out.print(table)
+    _print_joins(out, result)
     _print_changes(out, result)
     for guest in result.guests:
         for line in counter_lines(guest):
@@ -115,7 +116,7 @@ def _row(
     return (
         printable(name) if first else "",
         str(vcpu.guest_cpu) if first else "",
-        ("-" if vcpu.host_tid is None else str(vcpu.host_tid)) if first else "",
+        _thread(vcpu, epoch, first=first),
         Text(epoch.verdict.value, style=_STYLE[epoch.verdict]),
         offset,
         printable(epoch.source or "-"),
@@ -125,8 +126,33 @@ def _row(
     )
 
 
+def _thread(vcpu: VcpuProof, epoch: EpochProof, *, first: bool) -> str:
+    """The thread of the vCPU; on a further host, that host's."""
+    if epoch.host is not None:
+        return f"{printable(epoch.host)} {'-' if epoch.host_tid is None else epoch.host_tid}"
+    return ("-" if vcpu.host_tid is None else str(vcpu.host_tid)) if first else ""
+
+
+def _print_joins(out: Console, result: SyncResult) -> None:
+    unit = result.host.unit
+    for host in result.hosts:
+        name, first, join = printable(host.name), printable(result.host_name), host.join
+        if join is None:
+            out.print(f"{name}: not related to {first}, and left out of the timeline", style=_STYLE[Verdict.UNBOUNDED])
+            continue
+        after = "or later" if join.latest is None else f"to {join.latest - join.stamp:+d}"
+        out.print(
+            f"{name}: its stamp {join.at} is {first}'s {join.stamp} ({join.earliest - join.stamp:+d} {after} {unit}),"
+            f" by {join.source} of {', '.join(map(printable, join.guests))}; beside it the bound grows by"
+            f" {join.rate_ppm} ppm"
+        )
+        out.print(f"{name}: assumed: {join.assumption}")
+        for note in join.notes:
+            out.print(f"{name}: {printable(note)}", style="yellow")
+
+
 def _bound(result: SyncResult, unit: str, epoch: EpochProof) -> str:
-    width = width_ns(epoch, result.rate)
+    width = width_ns(epoch, result.rate_on(epoch.host))
     if width is not None:
         return f"{width} ns"
     raw = offset_width(epoch)
@@ -148,6 +174,11 @@ def _print_changes(out: Console, result: SyncResult) -> None:
         for vcpu in guest.vcpus:
             _print_rates(out, guest, vcpu)
             for before, after in zip(vcpu.epochs, vcpu.epochs[1:], strict=False):
+                if before.host != after.host:
+                    where = f"{printable(guest.name)} cpu {vcpu.guest_cpu}"
+                    on = printable(after.host or result.host_name)
+                    out.print(f"{where}: on {on} from guest stamp {after.guest_from} on")
+                    continue
                 same = before.host_to == after.host_from
                 changed = "rate or offset" if after.fitted else "offset"
                 where = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from counterpoint.clocks.rate import Rate
-from counterpoint.clocks.scaling import Scale
+from counterpoint.clocks.scaling import TSC_TOLERANCE_PPM, Scale
 from counterpoint.proof.lines import RATE_ERROR, scale_of
 from counterpoint.traces.arch import is_arm64
 from counterpoint.traces.rates import rate_of
@@ -71,15 +71,41 @@ def relation_of(host: Recording, guest: Recording) -> Relation:
     return Relation(_between(rates[0], rates[1]), slew_ppm=slew)
 
 
-def scaled_relation(host: Recording, guest: Recording) -> Relation | None:
-    """The relation of two counters whose rates differ by what the recordings tell of each; None: they do not."""
-    rates = rate_of(host), rate_of(guest)
+def scaled_relation(host: Recording, guest: Recording, guest_rate: Rate | None = None) -> Relation | None:
+    """The relation of two counters whose rates differ by what the recordings tell of each; None: they do not.
+
+    ``guest_rate``: the guest's where its own recording does not tell it.
+    """
+    rates = rate_of(host), rate_of(guest) or guest_rate
     if rates[0] is None or rates[1] is None:
         return None
     scale = _between(rates[0], rates[1])
     if abs(Fraction(scale.ratio, 1 << scale.frac_bits) - 1) * 1_000_000 <= SCALED_PPM:
         return None
     return Relation(scale)
+
+
+def kvm_scale(host: Recording, guest: Recording, guest_rate: Rate | None = None) -> Scale | None:
+    """The ratio that KVM sets on ``host`` for a guest of its rate, where both kernels say theirs in TSC2NSEC.
+
+    It is KVM's own where both mean the kHz that KVM was given: the run windows say. None where a rate is not said, or
+    the host's kvm_exit events do not tell Intel from AMD (arch/x86/kvm/trace.h: isa).
+    """
+    rates = rate_of(host), rate_of(guest) or guest_rate
+    leave = host.format_named("kvm", "kvm_exit")
+    if any(rate is None or rate.source not in ("tsc2nsec", FIRST_HOST) for rate in rates) or leave is None:
+        return None
+    rows = host.rows(leave)[:1]
+    if not len(rows) or leave.field("isa") is None:
+        return None
+    frac = {1: 48, 2: 32}.get(int(host.column(leave, "isa", rows)[0]))
+    if frac is None or rates[0] is None or rates[1] is None:
+        return None
+    return Scale.from_khz(rates[1].khz, rates[0].khz, frac, TSC_TOLERANCE_PPM)
+
+
+FIRST_HOST = "first-host"
+"""The source of a guest's rate that follows from its first host's."""
 
 
 def _between(host: Rate, guest: Rate) -> Scale:

@@ -112,8 +112,10 @@ class EpochProof:
     them and ``feasible`` spans them all. None: nothing bounds it. Both are counted from ``offset``: near 2**63 they may
     lie beyond it. Offsets are ``guest - scaled host`` by ``scale``, which is 1 where the counters run alike.
     ``by_windows`` is the interval before ``anchors`` narrowed it; ``ticks``: the same in ticks, where they are known.
-    ``usable`` is the part of ``feasible`` that suits the events around a change as well. ``checked`` = ``inside`` +
-    ``violations``; ``unknown`` events fall where the host did not see.
+    ``usable`` is the part of ``feasible`` that suits the events around a change as well. ``host``: the further host
+    that the guest was on, as thread ``host_tid`` (None: the first host, the vCPU's thread); host stamps and offsets are
+    by that host's clock then. ``checked`` = ``inside`` + ``violations``; ``unknown`` events fall where the host did not
+    see.
     """
 
     rows: I64
@@ -140,6 +142,8 @@ class EpochProof:
     by_windows: tuple[int, int] | None = None
     anchors: tuple[AnchorProof, ...] = ()
     ticks: TickProof | None = None
+    host: str | None = None
+    host_tid: int | None = None
 
     def as_epoch(self) -> Epoch:
         """Its map; ValueError where its offset is not known."""
@@ -234,7 +238,7 @@ class MisStamped:
 
     The kernel's ring buffer never lets time run backwards inside a sub-buffer: from a backward step of the
     counter to the end of the sub-buffer all stamps are late by one constant, ``late_by`` (closed interval), in
-    [``guest_from``, ``guest_to``]. ``rows`` are the guest rows.
+    [``guest_from``, ``guest_to``]. ``rows`` are the guest rows. ``host`` is as in EpochProof.
     """
 
     rows: I64
@@ -242,6 +246,7 @@ class MisStamped:
     guest_to: int
     late_by: tuple[int, int] | None
     offset: int | None
+    host: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +269,8 @@ class VcpuProof:
 
     @property
     def clock_map(self) -> ClockMap | None:
-        """The map in use, for stamps of one's own; None where an epoch's offset is not known."""
-        epochs = [e.as_epoch() for e in self.epochs if e.offset is not None]
+        """The map in use, for stamps of one's own; None where an epoch's offset is not known, or on another host."""
+        epochs = [e.as_epoch() for e in self.epochs if e.offset is not None and e.host is None]
         return ClockMap(self.guest_cpu, tuple(epochs)) if epochs and len(epochs) == len(self.epochs) else None
 
     @property

@@ -10,7 +10,7 @@ from counterpoint.simulate.members import Guest, Host
 from counterpoint.simulate.plan import (
     Plan,
 )
-from counterpoint.simulate.rates import guest_hz, host_hz
+from counterpoint.simulate.rates import guest_hz
 from counterpoint.traces.container import Option
 from counterpoint.traces.options import INTERPOLATE, GuestOption, TimeSample, TimeShift
 from counterpoint.traces.write_options import (
@@ -43,9 +43,10 @@ def add_options(plan: Plan, hosts: list[Host], guests: list[Guest]) -> None:
                 found = GuestOption(guest.machine.name, ids[guest.machine.name], tuple(enumerate(tids)))
                 owner.options.append(guest_option(found))
     if options.tsc2nsec and options.arch == "x86":
-        for number, host in enumerate(hosts):
+        # by the tsc_khz that KVM scales by too, whatever the crystal does
+        for host, khz in zip(hosts, (options.host_khz, options.khz_b or options.host_khz), strict=False):
             if host.machine.clock == "x86-tsc":
-                host.machine.options.append(tsc2nsec_option(*_tsc2nsec(host_hz(plan, number))))
+                host.machine.options.append(tsc2nsec_option(*_tsc2nsec(khz * 1000)))
         for guest in guests:
             if guest.machine.clock == "x86-tsc":
                 hz = options.nested_khz * 1000 if guest.parent and options.nested_khz else guest_hz(plan)

@@ -89,6 +89,11 @@ def _changed(guest: GuestProof) -> str:
 def _cpu(guest: GuestProof, vcpu: VcpuProof, rounding: int, changed: str, *, is_nested: bool) -> CpuClock:
     said = f"guest CPU {vcpu.guest_cpu}"
     doubted = next((e for e in vcpu.epochs if not e.verdict.is_sound), None)
+    moved = next((e.host for e in vcpu.epochs if e.host is not None), None)
+    if moved is not None:
+        return CpuClock(
+            vcpu.guest_cpu, refusal=f"{said} went to {moved}: stamps of a guest that moved are not converted"
+        )
     if vcpu.host_tid is None or guest.pool is None:
         return CpuClock(vcpu.guest_cpu, refusal=_why(f"{said}'s thread was not found", vcpu))
     if doubted is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from counterpoint.claims import dynamic_events, given, time_shift, tsc_offset_events
 from counterpoint.claims.model import Claim, CounterClaim
-from counterpoint.clocks.counter import U64, Bools, to_signed
+from counterpoint.clocks.counter import I64, U64, Bools, to_signed
 from counterpoint.clocks.rate import Rate
 from counterpoint.clocks.scaling import Scale
 from counterpoint.errors import UsageError
@@ -22,7 +22,7 @@ from counterpoint.proof.feasible import Interval
 from counterpoint.proof.matching import Hints, Match, ThreadPool, match, match_lines
 from counterpoint.proof.nesting import Clock, GuestHost
 from counterpoint.proof.reconcile import reconciled
-from counterpoint.proof.relation import Relation, relation_of, scaled_relation
+from counterpoint.proof.relation import FIRST_HOST, Relation, kvm_scale, relation_of, scaled_relation
 from counterpoint.proof.sharpening import sharpened
 from counterpoint.proof.signs import signs_of
 from counterpoint.proof.sums import Hypervisor, Sum, explained
@@ -31,7 +31,9 @@ from counterpoint.proof.tracks import Track, tracks_of
 from counterpoint.proof.vcpu import BY_CAUSALITY, VcpuProver, unmatched
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict, worst
 from counterpoint.proof.windows import WindowKind
+from counterpoint.timeline.join import Join, Wall, by_counter, by_pairs
 from counterpoint.timeline.merge import Machine, Timeline
+from counterpoint.timeline.migration import Part, divide
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
 
@@ -61,6 +63,16 @@ class GuestProof:
         return worst([v.verdict for v in self.vcpus])
 
 
+@dataclass(frozen=True, slots=True)
+class FurtherHost:
+    """Another host's recording, and how its clock relates to the first host's (None: nothing relates them)."""
+
+    name: str
+    recording: Recording
+    join: Join | None
+    pool: ThreadPool = field(repr=False, compare=False)
+
+
 @dataclass(frozen=True)
 class SyncResult:
     """What ``sync`` found: a proof for every guest CPU, and the timeline made with it."""
@@ -70,22 +82,30 @@ class SyncResult:
     guests: tuple[GuestProof, ...]
     rate: Rate | None
     warnings: tuple[str, ...] = field(default=())
+    hosts: tuple[FurtherHost, ...] = ()
+
+    def rate_on(self, host: str | None) -> Rate | None:
+        """The rate of a further host's clock; ``host`` None: the first's."""
+        return self.rate if host is None else next((rate_of(h.recording) for h in self.hosts if h.name == host), None)
 
     @property
     def is_sound(self) -> bool:
-        """Every guest CPU proved or derived, no claim refuted, nothing unknown to the machine."""
-        return all(g.vcpus and all(v.is_sound for v in g.vcpus) for g in self.guests)
+        """Every guest CPU proved or derived, no claim refuted, every further host related to the first."""
+        joined = all(h.join is not None for h in self.hosts)
+        return joined and all(g.vcpus and all(v.is_sound for v in g.vcpus) for g in self.guests)
 
     @cached_property
     def timeline(self) -> Timeline:
         """All events of all machines whose clock maps are known, in one order."""
         machines = [Machine(self.host_name, self.host, None, self.host.stamp, np.ones(len(self.host), np.bool_))]
+        joins = {h.name: h.join for h in self.hosts if h.join is not None}
+        machines += [_further_machine(h) for h in self.hosts]
         by_name = {m.name: m for m in machines}
         guests = {g.name: g for g in self.guests}
         for name in _parents_first(self.host_name, {g.name: g.parent for g in self.guests}):
             guest = guests[name]
             parent = by_name[guest.parent]
-            stamp, placed = _to_parent(guest)
+            stamp, placed = _to_parent(guest, joins)
             if guest.parent != self.host_name:
                 stamp, placed = _through(guest, stamp, placed, parent)
             machine = Machine(guest.name, guest.recording, guest.parent, stamp, placed)
@@ -106,6 +126,9 @@ def sync(
     claim_events: Iterable[str] = (),
     frequency: int | None = None,
     ks: Iterable[str] = (),
+    hosts: Iterable[Source] = (),
+    claims: Iterable[tuple[str | None, Claim | CounterClaim]] = (),
+    wall: Wall | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> SyncResult:
     """Prove how each guest's clocks relate to the host's, and merge.
@@ -116,6 +139,8 @@ def sync(
     Of arm64: ``cntvoffs`` are claims "[GUEST:]CPU=TICKS" of CNTVOFF; ``frequency`` is the counter's in Hz where the
     stamps do not tell, ``ks`` "NAME=K" relate a machine's stamps to it. ``claim_events``: "SYSTEM:NAME:FIELD" of the
     host's events that log an offset.
+    ``hosts``: further hosts that guests went to, in that order. ``claims``: more claims, each of a guest (None: all).
+    ``wall``: readings of the hosts' counters and CLOCK_REALTIME, by recording name, that relate the hosts.
     ``progress`` is called with a few words before each step that may take long.
     Raises BadFileError for files that cannot be read and UsageError for a request that makes no sense.
     """
@@ -123,14 +148,16 @@ def sync(
         raise UsageError("a guest recording is needed beside the host's")
     say = progress or (lambda _: None)
     host_recording, *recordings = [_open(source, say) for source in (host, *guests)]
-    names = _names([host_recording, *recordings])
-    host_name, guest_names = names[0], names[1:]
+    others = [_open(source, say) for source in hosts]
+    names = _names([host_recording, *recordings, *others])
+    host_name, guest_names, other_names = names[0], names[1 : 1 + len(recordings)], names[1 + len(recordings) :]
     parent_of = _parents(host_name, guest_names, parents or {})
-    by_name = dict(zip(names, [host_recording, *recordings], strict=True))
+    by_name = dict(zip(names, [host_recording, *recordings, *others], strict=True))
     typed: list[tuple[str | None, Claim | CounterClaim]] = []
     if use_claims:
         typed += [given.parse_offset(text) for text in offsets]
         typed += [given.parse_cntvoff(text) for text in cntvoffs]
+        typed += claims
     known_ks = [given.parse_k(text) for text in ks]
     if claims_file is not None:
         known_ks += given.read_ks(claims_file)
@@ -150,10 +177,12 @@ def sync(
         warnings += recording.warnings
         if not len(recording):
             warnings.append(f"{name}: the recording holds no events")
-    warnings += signs_of(by_name, host_name)
+    warnings += signs_of({n: r for n, r in by_name.items() if n not in other_names}, host_name)
+    for name in other_names:
+        warnings += signs_of({name: by_name[name]}, name)
     counters = Counters(by_name, frequency, known_ks)
-    pools: dict[str, ThreadPool] = {}
     logs: dict[str, list[dynamic_events.Log]] = {}
+    pools: dict[str, ThreadPool] = {name: ThreadPool(by_name[name]) for name in other_names}
     proofs: dict[str, GuestProof] = {}
     for name in _parents_first(host_name, parent_of):
         recording, parent = by_name[name], parent_of[name]
@@ -187,6 +216,18 @@ def sync(
         if proofs[name].sums:
             told = explained(proofs[parent].vcpus, proofs[name].sums, parent, name)
             proofs[parent] = replace(proofs[parent], vcpus=told)
+        if other_names and parent == host_name:
+            say(f"looking for {name} on {', '.join(other_names)}")
+            proofs[name] = _across(
+                proofs[name], [host_name, *other_names], by_name, pools, typed, threads, use_claims, counters
+            )
+    further = _joined([host_name, *other_names], by_name, pools, proofs, wall)
+    for one in further:
+        if one.join is None:
+            warnings.append(
+                f"{one.name} cannot be related to {host_name}: no guest is proved to have gone from one to the other;"
+                f" its {len(one.recording)} events are left out of the timeline"
+            )
     warnings += [*counters.warnings, *counters.unused()]
     return SyncResult(
         host_recording,
@@ -195,6 +236,7 @@ def sync(
         # a guest on the host's counter may know its rate where the host does not
         next((rate for r in by_name.values() if r.unit == host_recording.unit and (rate := rate_of(r))), None),
         tuple(dict.fromkeys(warnings)),
+        further,
     )
 
 
@@ -251,14 +293,78 @@ def _hypervisor(parent: GuestProof, logs: list[dynamic_events.Log]) -> Hyperviso
     """What a parent that is a guest itself has to tell its guests; None where its host logged nothing of it."""
     if not logs:
         return None
-    return Hypervisor(parent.parent, parent.recording, parent.vcpus, logs, *_to_parent(parent))
+    return Hypervisor(parent.parent, parent.recording, parent.vcpus, logs, *_to_parent(parent, {}))
 
 
 def _guest_host(parent: GuestProof | None, recording: Recording) -> GuestHost | None:
-    """What is known of a parent that is a guest itself."""
-    if parent is None or parent.pool is None:
+    """What is known of a parent that is a guest itself, and stayed on the first host."""
+    if parent is None or parent.pool is None or any(e.host for v in parent.vcpus for e in v.epochs):
         return None
     return GuestHost(recording, parent.vcpus, parent.pool.nested)
+
+
+def _across(
+    found: GuestProof,
+    names: Sequence[str],
+    recordings: Mapping[str, Recording],
+    pools: Mapping[str, ThreadPool],
+    typed: list[tuple[str | None, Claim | CounterClaim]],
+    threads: list[tuple[str | None, int, int]],
+    use_claims: bool,
+    counters: Counters,
+) -> GuestProof:
+    """``found`` on the first host, and what the further ones hold of the guest's events."""
+    guest = found.recording
+
+    def prove(number: int, part: Part) -> tuple[VcpuProof, ...]:
+        # what was typed speaks of the first host
+        cpus = {t.cpu for t in part.tracks}
+        claims = [c for g, c in typed if g in (None, found.name) and c.guest_cpu in cpus] if number == 0 else []
+        tids = {c: t for g, c, t in threads if g in (None, found.name) and c in cpus} if number == 0 else {}
+        host = names[number]
+        return _prove_guest(
+            found.name, guest, host, recordings[host], pools[host], claims, tids, use_claims, (), counters, None, part
+        ).vcpus
+
+    def rate_after(proof: VcpuProof) -> Rate | None:
+        rate, scale = rate_of(recordings[names[0]]), proof.epochs[-1].scale
+        return rate and Rate.of_ratio(rate.mult << scale.frac_bits, scale.ratio << rate.shift, FIRST_HOST)
+
+    hosts = [recordings[n] for n in names]
+    lines = [not relation_of(h, guest).constant or scaled_relation(h, guest) is not None for h in hosts]
+    vcpus = divide(guest, tracks_of(guest), found.vcpus, names, [pools[n] for n in names], prove, rate_after, lines)
+    return replace(found, vcpus=vcpus)
+
+
+def _joined(
+    names: Sequence[str],
+    recordings: Mapping[str, Recording],
+    pools: Mapping[str, ThreadPool],
+    proofs: Mapping[str, GuestProof],
+    wall: Wall | None,
+) -> tuple[FurtherHost, ...]:
+    """The further hosts, each related to the first where the guests do that."""
+    first, *others = names
+    keys: dict[str, str | None] = {first: None} | {n: n for n in others}
+    joins: dict[str, Join] = {}
+    for name in others:
+        join = by_counter(
+            name,
+            {g: p.vcpus for g, p in proofs.items() if p.parent == first},
+            {keys[n]: recordings[n] for n in names},
+            {keys[n]: pools[n] for n in names if n in pools},
+            joins,
+        )
+        if join is not None:
+            joins[name] = by_pairs(join, (first, recordings[first]), recordings[name], wall) if wall else join
+    return tuple(FurtherHost(n, recordings[n], joins.get(n), pools[n]) for n in others)
+
+
+def _further_machine(host: FurtherHost) -> Machine:
+    """A further host on the timeline: all of its events, or none."""
+    recording = host.recording
+    stamp = recording.stamp if host.join is None else host.join.to_first(recording.stamp)
+    return Machine(host.name, recording, None, stamp, np.full(len(recording), host.join is not None))
 
 
 def _prove_guest(
@@ -273,10 +379,14 @@ def _prove_guest(
     logs: Sequence[dynamic_events.Log],
     counters: Counters,
     above: Hypervisor | None,
+    part: Part | None = None,
 ) -> GuestProof:
-    """Match and prove every CPU of one guest against its parent's recording; ``above``: a parent that is a guest."""
+    """Match and prove every CPU of one guest against its parent's recording.
+
+    ``above``: a parent that is a guest; ``part``: some of its events alone.
+    """
     warnings: list[str] = []
-    tracks = tracks_of(guest)
+    tracks = tracks_of(guest) if part is None else part.tracks
     if not pool.tids:
         warnings.append(
             f"{parent}: no kvm_entry, kvm_exit or sched_switch events, so nothing bounds {name}'s clocks"
@@ -307,6 +417,8 @@ def _prove_guest(
     logged = [claim for log in logs for claim in log.claims]
     writes += [c for c in logged if isinstance(c, Claim)]
     counted += [c for c in logged if isinstance(c, CounterClaim)]
+    if part is not None:
+        writes = part.claims(writes, pool)
     for cpu, tid in tids.items():
         if tid not in pool.tids:
             raise UsageError(f"--tid {cpu}={tid}: thread {tid} has no kvm events in {parent}")
@@ -317,11 +429,13 @@ def _prove_guest(
     if not pool.tids or relation.scale is None:
         vcpus = job.unmatched()
     elif relation.constant:
-        vcpus = _by_constants(job, host)
-        if counter is not None:
+        vcpus = _by_constants(job, host, part)
+        if counter is not None and part is None:
             vcpus = _with_help(job, host, vcpus, counter)
     else:
         vcpus = job.by_lines(relation)
+    if part is not None and not part.final:
+        return GuestProof(name, guest, parent, tuple(vcpus), tuple(warnings), pool)
     known = {track.cpu for track in tracks}
     for claim in typed:
         if claim.guest_cpu is not None and claim.guest_cpu not in known:
@@ -361,10 +475,13 @@ class _Job:
     writes: list[Claim]
     counted: list[CounterClaim]
 
-    def claims_of(self, track: Track, tid: int | None) -> list[Claim]:
-        """The claims about one CPU that runs as thread ``tid``."""
+    def claims_of(self, track: Track, tid: int | None, scale: Scale | None = None) -> list[Claim]:
+        """The claims about one CPU that runs as thread ``tid``; an offset that KVM wrote is added to ``scale``'s."""
         mine = [c for c in self.by_cpu if c.guest_cpu == track.cpu]
-        return mine if tid is None else mine + [c for c in self.writes if c.tid == tid]
+        written = [] if tid is None else [c for c in self.writes if c.tid == tid]
+        if scale is not None and not scale.is_identity:
+            written = [replace(c, ratio=scale.ratio, frac_bits=scale.frac_bits) for c in written]
+        return mine + written
 
     def counter_claims_of(self, vcpu: VcpuProof) -> list[CounterClaim]:
         """The claims in ticks about one CPU."""
@@ -387,7 +504,7 @@ class _Job:
         vcpus = []
         for track in self.tracks:
             found = matches.get(track.cpu, Match(None, BY_CAUSALITY))
-            claims = self.claims_of(track, found.tid)
+            claims = self.claims_of(track, found.tid, scale)
             if found.tid is None:
                 vcpus.append(unmatched(track, claims, found.matched_by, found.notes))
                 continue
@@ -415,10 +532,14 @@ class _Job:
         return vcpus
 
 
-def _by_constants(job: _Job, host: Recording) -> list[VcpuProof]:
+def _by_constants(job: _Job, host: Recording, part: Part | None = None) -> list[VcpuProof]:
     """Two counters: at the rates that are claimed, at what their rates in ns tell, and at one rate."""
     scales = list(dict.fromkeys([*(c.scale for c in job.by_cpu if not c.scale.is_identity), Scale()]))
-    unlike = scaled_relation(host, job.guest)
+    guest_rate = part.guest_rate if part else None
+    unlike = scaled_relation(host, job.guest, guest_rate)
+    if part is not None and part.arrived and unlike is not None:
+        by_khz = kvm_scale(host, job.guest, guest_rate)
+        scales = list(dict.fromkeys([*([by_khz] if by_khz and not by_khz.is_identity else []), *scales]))
     proofs: list[list[VcpuProof]] = []
     for scale in scales:
         if scale.is_identity and unlike is not None:
@@ -514,21 +635,29 @@ def _one_offset(vcpus: list[VcpuProof]) -> tuple[VcpuProof, ...]:
     return tuple(replace(v, epochs=tuple(shared(e) for e in v.epochs)) for v in vcpus)
 
 
-def _to_parent(guest: GuestProof) -> tuple[U64, Bools]:
-    """A guest's events in its parent's time: (stamps u64[n], placed bool[n])."""
+def _to_parent(guest: GuestProof, joins: Mapping[str, Join]) -> tuple[U64, Bools]:
+    """A guest's events in its parent's time: (stamps u64[n], placed bool[n]); ``joins``: of the further hosts."""
     recording = guest.recording
     stamp = np.zeros(len(recording), np.uint64)
     placed = np.zeros(len(recording), np.bool_)
+
+    def place(rows: I64, epoch: EpochProof) -> None:
+        join = joins.get(epoch.host) if epoch.host is not None else None
+        if epoch.host is not None and join is None:
+            return
+        host = epoch.as_epoch().to_host(recording.stamp[rows])
+        stamp[rows] = host if join is None else join.to_first(host)
+        placed[rows] = True
+
     for vcpu in guest.vcpus:
         known = [e for e in vcpu.epochs if e.offset is not None]
         for epoch in known:
-            stamp[epoch.rows] = epoch.as_epoch().to_host(recording.stamp[epoch.rows])
-            placed[epoch.rows] = True
+            place(epoch.rows, epoch)
         for run in vcpu.mis_stamped:
-            offset = run.offset if run.offset is not None else known[-1].offset if known else None
+            there = [e for e in known if e.host == run.host]
+            offset = run.offset if run.offset is not None else there[-1].offset if there else None
             if offset is not None:
-                stamp[run.rows] = replace(known[-1], offset=offset).as_epoch().to_host(recording.stamp[run.rows])
-                placed[run.rows] = True
+                place(run.rows, replace(there[-1], offset=offset))
     return stamp, placed
 
 
