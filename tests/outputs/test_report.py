@@ -65,6 +65,7 @@ TIMELINE: Shape = {
 VERIFY: Shape = {
     "schema": int, "host": RECORDING, "guests": [RECORDING | {"parent": str, "vcpus": [VCPU]}], "warnings": [str],
     "realtime": [{"stamp": int, "realtime_ns": int, "bound_ns": int, "source": str}],
+    "hosts": [dict],
 }  # fmt: skip
 SYNC: Shape = VERIFY | {"timeline": TIMELINE}
 K: Shape = {"lo": int, "hi": int, "source": str}
