@@ -265,7 +265,7 @@ def _prove_guest(
             warnings.append(f"{name}: CPU {claim.guest_cpu}, which {source} speaks of, has no events")
     for cpu in tids.keys() - known:
         warnings.append(f"{name}: CPU {cpu}, which --tid speaks of, has no events")
-    return GuestProof(name, guest, parent, _one_offset(_sharpened(host, guest, vcpus)), tuple(warnings), pool)
+    return GuestProof(name, guest, parent, _one_offset(_sharpened(host, guest, vcpus, pool)), tuple(warnings), pool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +345,7 @@ def _by_constants(job: _Job, host: Recording) -> list[VcpuProof]:
     return max(reversed(proofs), key=lambda vcpus: sum(v.verdict.is_sound for v in vcpus))
 
 
-def _sharpened(host: Recording, guest: Recording, vcpus: list[VcpuProof]) -> list[VcpuProof]:
+def _sharpened(host: Recording, guest: Recording, vcpus: list[VcpuProof], pool: ThreadPool) -> list[VcpuProof]:
     """Narrow the intervals of sound epochs by anchors, where the recordings have any (see ``proof.anchors``)."""
     places = [
         (v, index)
@@ -367,7 +367,8 @@ def _sharpened(host: Recording, guest: Recording, vcpus: list[VcpuProof]) -> lis
         assert vcpu.host_tid is not None and epoch.feasible is not None
         bounded.append(Bounded(vcpu.host_tid, vcpu.guest_cpu, epoch.feasible, _sure_rows(guest, epoch)))
     out = list(vcpus)
-    for (v, index), found in zip(places, Anchors(host, guest).tighten(bounded), strict=True):
+    anchors = Anchors(host, guest, windows=lambda tid: pool.thread(tid).windows)
+    for (v, index), found in zip(places, anchors.tighten(bounded), strict=True):
         out[v] = sharpened(out[v], index, found)
     return out
 
