@@ -444,7 +444,7 @@ def _prove_guest(
             warnings.append(f"{name}: CPU {claim.guest_cpu}, which {source} speaks of, has no events")
     for cpu in tids.keys() - known:
         warnings.append(f"{name}: CPU {cpu}, which --tid speaks of, has no events")
-    vcpus, whole = _sharpened(host, guest, vcpus)
+    vcpus, whole = _sharpened(host, guest, vcpus, pool)
     if counter is not None and whole is not None:
         counter = counters.with_guest(counter, parent, name, whole)
     sums: list[Sum] = []
@@ -570,7 +570,9 @@ def _with_help(job: _Job, host: Recording, vcpus: list[VcpuProof], counter: Coun
     return [replace(v, claims=tuple(c for c in v.claims if c.claim not in mine)) for v in helped]
 
 
-def _sharpened(host: Recording, guest: Recording, vcpus: list[VcpuProof]) -> tuple[list[VcpuProof], Interval | None]:
+def _sharpened(
+    host: Recording, guest: Recording, vcpus: list[VcpuProof], pool: ThreadPool
+) -> tuple[list[VcpuProof], Interval | None]:
     """Narrow the intervals of sound epochs by anchors, where the recordings have any (see ``proof.anchors``).
 
     Also what they tell of the guest's counter: ``Found.guest_whole``, of all of them.
@@ -596,7 +598,8 @@ def _sharpened(host: Recording, guest: Recording, vcpus: list[VcpuProof]) -> tup
         bounded.append(Bounded(vcpu.host_tid, vcpu.guest_cpu, epoch.feasible, sure_rows(guest, epoch)))
     out = list(vcpus)
     wholes: list[Interval] = []
-    for (v, index), found in zip(places, Anchors(host, guest).tighten(bounded), strict=True):
+    anchors = Anchors(host, guest, windows=lambda tid: pool.thread(tid).windows)
+    for (v, index), found in zip(places, anchors.tighten(bounded), strict=True):
         out[v] = sharpened(out[v], index, found)
         belied = {anchor.kind for anchor in found.contradictions}
         wholes += [f.guest_whole for f in found.found if f.guest_whole is not None and f.kind not in belied]

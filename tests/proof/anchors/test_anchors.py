@@ -473,7 +473,7 @@ def test_no_anchor_overrides_a_window(found: list[Found], interval: tuple[int, i
 REAL = {
     "arm64-monoraw": 5.0,
     "arm64-pause": 5.0,
-    "arm64-local": 4.0,
+    "arm64-local": 4.3,
     "x86-agent": 10.0,
     "x86-busy": 10.0,
     "x86-vcpus-differ": 10.0,
@@ -481,7 +481,7 @@ REAL = {
     "x86-offset-change": 10.0,
     "x86-guest-wrmsr": 10.0,
     "x86-nested-l0-l1": 10.0,
-    "arm64-nested": 3.5,
+    "arm64-nested": 5.0,
 }
 """How many times narrower anchors must make every epoch. On bare metal the steps are shorter on both sides."""
 
@@ -538,7 +538,7 @@ def test_a_real_guests_k_lies_in_what_its_hosts_timers_leave(name: str) -> None:
     scale = scale_of(truth["cntfrq"])
     assert scale is not None
     k = k_of_timekeeper(scale, snapshot["cycle_last"], snapshot["raw_sec"], snapshot["raw_snsec"])
-    (kind,) = found.found
+    kind = next(kind for kind in found.found if kind.kind == "virtual timer")
     assert kind.guest_whole is not None
     assert kind.guest_whole[0] <= k // scale.mult <= kind.guest_whole[1]
     # within 20 us

@@ -39,7 +39,8 @@ class Found:
     """What one kind of anchor says of an epoch: its best anchor a side, and how many pairs it rests on.
 
     ``discarded`` pairs belong to other timers. ``guest_whole``: index minus ticks of the guest's counter (see
-    ``clocks.arch_counter.Lattice``), as a closed interval, where the kind bounds it.
+    ``clocks.arch_counter.Lattice``), as a closed interval, where the kind bounds it. ``at_odds``: its own pairs
+    contradict each other. ``family``: kinds of one family rest on the same events: what belies one belies all.
     """
 
     kind: str
@@ -48,6 +49,8 @@ class Found:
     pairs: int
     discarded: int = 0
     guest_whole: Interval | None = None
+    at_odds: bool = False
+    family: str = ""
 
     @property
     def anchors(self) -> tuple[Anchor, ...]:
@@ -90,16 +93,17 @@ class Tightened:
 def combine(windows: Interval, found: Iterable[Found]) -> Tightened:
     """Cut ``windows`` by the anchors of every kind.
 
-    A kind that leaves nothing of the windows is a contradiction; kinds that leave nothing together all are.
+    A kind that leaves nothing of the windows is a contradiction; kinds that leave nothing together all are. None of a
+    family is used where one of it is belied.
     """
     found = tuple(found)
-    lows = [kind.low for kind in found if kind.low is not None and _leaves(windows, [kind])]
-    highs = [kind.high for kind in found if kind.high is not None and _leaves(windows, [kind])]
-    belied = [kind for kind in found if not _leaves(windows, [kind])]
-    if not _leaves(windows, [kind for kind in found if kind not in belied]):
-        lows, highs, belied = [], [], list(found)
-    low = max(lows, key=lambda anchor: anchor.bound, default=None)
-    high = min(highs, key=lambda anchor: anchor.bound, default=None)
+    belied = [kind for kind in found if kind.at_odds or not _leaves(windows, [kind])]
+    families = {kind.family for kind in belied} - {""}
+    used = [kind for kind in found if kind not in belied and kind.family not in families]
+    if not _leaves(windows, used):
+        used, belied = [], list(found)
+    low = max((kind.low for kind in used if kind.low), key=lambda anchor: anchor.bound, default=None)
+    high = min((kind.high for kind in used if kind.high), key=lambda anchor: anchor.bound, default=None)
     low = low if low is not None and low.bound > windows[0] else None
     high = high if high is not None and high.bound < windows[1] else None
     interval = low.bound if low else windows[0], high.bound if high else windows[1]

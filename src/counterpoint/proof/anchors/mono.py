@@ -11,13 +11,18 @@ number. Else it may move by ``SLEW_PPM``, and only readings nearby bound it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
-from counterpoint.clocks.arch_counter import Clock, Lattice, find_lattice, lattice_at, scale_of
+from counterpoint.clocks.arch_counter import Lattice, lattice_at, scale_of
 from counterpoint.clocks.counter import I64, U64, Bools, distinct, relative
+from counterpoint.proof.anchors.lattices import lattice_of
+from counterpoint.proof.anchors.unseen import unbroken
+from counterpoint.traces.formats import EventFormat
 from counterpoint.traces.recording import Recording
 from counterpoint.traces.symbols import Symbols
 
@@ -72,24 +77,44 @@ class Domain:
         return relative(stamp if self.mono is None else self.mono.index(stamp), self.base)
 
 
+_CLOCKS: WeakKeyDictionary[Recording, MonoClock] = WeakKeyDictionary()
+
+
+def clock_of(recording: Recording) -> MonoClock:
+    """The recording's clock: one, as it may be host and guest, and what it decodes is kept."""
+    return _CLOCKS.setdefault(recording, MonoClock(recording))
+
+
 class MonoClock:
-    """CLOCK_MONOTONIC of one recording against its stamps; ``usable`` where anything is known."""
+    """CLOCK_MONOTONIC of one recording against its stamps; ``is_usable`` where anything is known."""
 
     def __init__(self, recording: Recording) -> None:
-        """Take the recording; nothing is decoded before it is asked for."""
-        self.recording = recording
+        """Take the recording, which the caller keeps; nothing is decoded before it is asked for."""
+        self._recording = ref(recording)
+
+    @property
+    def recording(self) -> Recording:
+        """The recording; ReferenceError where nobody keeps it."""
+        found = self._recording()
+        if found is None:
+            raise ReferenceError("the recording is gone")
+        return found
 
     @cached_property
     def lattice(self) -> Lattice | None:
         """The lattice of the stamps."""
-        clocks: dict[str, Clock] = {"mono_raw": "mono_raw", "local": "local"}
-        clock = clocks.get(self.recording.clock)
-        return None if clock is None else find_lattice(self.recording.stamp, clock)
+        return lattice_of(self.recording)
 
     @cached_property
     def symbols(self) -> Symbols:
         """The kernel's names."""
-        return Symbols(self.recording.kallsyms)
+        return Symbols(self.recording.kallsyms())
+
+    def functions(self, event: EventFormat, rows: I64, names: Collection[str]) -> Bools:
+        """Which ``rows`` of an ``event`` with a field ``function`` are of one of these."""
+        function = self.recording.column(event, "function", rows).astype(np.uint64)
+        known = [a for a in distinct(function)[0].tolist() if self.symbols.find(a) in {(name, a) for name in names}]
+        return np.isin(function, np.array(known, np.uint64))
 
     @cached_property
     def _readings(self) -> tuple[I64, U64, U64]:
@@ -105,7 +130,7 @@ class MonoClock:
         # of the timers that one ``now`` expires only the first is near it: the one before was seen, and had another
         first = np.r_[False, (now[1:] != now[:-1]) & (stream[1:] == stream[:-1])]
         first[1:] &= unbroken(r, rows[:-1], rows[1:])
-        keep = first & self._monotonic(rows)
+        keep = first & self.monotonic(rows)
         rows, now = rows[keep], now[keep]
         before = np.sort(np.concatenate([r.rows(r.format_named(*name)) for name in _BEFORE]))
         at = np.searchsorted(before, rows) - 1
@@ -115,14 +140,12 @@ class MonoClock:
         rows, now, before_row = rows[ok], now[ok], before_row[ok]
         return now, r.stamp[before_row], r.stamp[rows]
 
-    def _monotonic(self, rows: I64) -> Bools:
+    def monotonic(self, rows: I64) -> Bools:
         """Which ``hrtimer_expire_entry`` rows are of timers on CLOCK_MONOTONIC for certain."""
         r = self.recording
         event = r.format_named("timer", "hrtimer_expire_entry")
         assert event is not None
-        function = r.column(event, "function", rows).astype(np.uint64)
-        known = [a for name in MONOTONIC_TIMERS if (a := self.symbols.address(name))]
-        return np.isin(function, np.array(known, np.uint64))
+        return self.functions(event, rows, MONOTONIC_TIMERS)
 
     @cached_property
     def ticks(self) -> Domain | None:
@@ -219,15 +242,6 @@ class MonoClock:
         high = _reach(end, high, end - begin, at, slope)
         low = -_reach(end, -low, end - begin, at, slope)
         return low, high
-
-
-def unbroken(recording: Recording, first: I64, last: I64) -> Bools:
-    """Whether the rows ``first`` and ``last`` i64[n] are of one stream, in order, with no events lost between them."""
-    lost = np.sort(recording.losses.row)
-    ok: Bools = recording.stream_of[first] == recording.stream_of[last]
-    ok &= first <= last
-    ok &= np.searchsorted(lost, first, "right") == np.searchsorted(lost, last, "right")
-    return ok
 
 
 def _reach(end: I64, bound: I64, length: I64, at: I64, slope: int) -> I64:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from counterpoint.clocks.counter import I64, relative
-from counterpoint.proof.anchors import arm_timer, x86_tsc
-from counterpoint.proof.anchors.arm_timer import Gathered, GuestTimers, HostTimers
+from counterpoint.proof.anchors import arm_switch, arm_timer, x86_tsc
+from counterpoint.proof.anchors.arm_guest import GuestTimers
+from counterpoint.proof.anchors.arm_host import HostTimers
+from counterpoint.proof.anchors.arm_timer import Gathered
 from counterpoint.proof.anchors.model import Found, Tightened, combine
-from counterpoint.proof.anchors.mono import MonoClock
+from counterpoint.proof.anchors.mono import clock_of
 from counterpoint.proof.feasible import Interval
+from counterpoint.proof.windows import HostActivity, RunWindows
 from counterpoint.traces.recording import Recording
 
 
@@ -31,16 +34,27 @@ class Bounded:
 class Anchors:
     """Finds the anchors of a guest's vCPUs; what both recordings hold is decoded once.
 
-    ``host_clock``: that of the host, where it serves several guests. ``trust_boot``: see ``MonoClock.is_mono_raw``.
+    ``windows``: the run windows of a thread of the host, in its own clock, where they are known already.
+    ``trust_boot``: see ``MonoClock.is_mono_raw``.
     """
 
     def __init__(
-        self, host: Recording, guest: Recording, *, host_clock: MonoClock | None = None, trust_boot: bool = True
+        self,
+        host: Recording,
+        guest: Recording,
+        *,
+        windows: Callable[[int], RunWindows] | None = None,
+        trust_boot: bool = True,
     ) -> None:
         """Take the recordings; nothing is decoded yet."""
         self.host, self.guest = host, guest
-        self._clocks = host_clock or MonoClock(host), MonoClock(guest)
+        self._clocks = clock_of(host), clock_of(guest)
+        self._given = windows
         self._trust_boot = trust_boot
+
+    @cached_property
+    def _windows(self) -> Callable[[int], RunWindows]:
+        return self._given or HostActivity(self.host).windows
 
     @cached_property
     def _timers(self) -> tuple[HostTimers, GuestTimers] | None:
@@ -59,12 +73,20 @@ class Anchors:
             found: list[Found | None] = []
             if own is not None and self._timers is not None:
                 others = [other for at, other in enumerate(gathered) if at != index and other is not None]
-                found.append(arm_timer.find(*self._timers, own, others))
+                found += arm_timer.find(*self._timers, own, others)
             span = self._span(epoch)
             if span is not None:
                 found += x86_tsc.find(self.host, self.guest, epoch.tid, epoch.windows, span)
+                found.append(self._switch(epoch))
             out.append(combine(epoch.windows, (kind for kind in found if kind is not None)))
         return out
+
+    def _switch(self, epoch: Bounded) -> Found | None:
+        try:
+            windows = self._windows(epoch.tid)
+        except KeyError:
+            return None
+        return arm_switch.find(self.host, self.guest, windows, epoch.rows, epoch.windows)
 
     def _gather(self, epoch: Bounded) -> Gathered | None:
         span = self._span(epoch)

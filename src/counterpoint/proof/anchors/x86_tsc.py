@@ -13,6 +13,7 @@ import numpy as np
 
 from counterpoint.clocks.counter import I64, U64, Bools, relative
 from counterpoint.proof.anchors.model import Anchor, Found, Side
+from counterpoint.proof.anchors.unseen import unlost
 from counterpoint.proof.feasible import Interval
 from counterpoint.traces.recording import Recording
 
@@ -86,7 +87,7 @@ def _lapic(host: Recording, tid: int, windows: Interval, span: Interval) -> Foun
     slowly = _before(slow, entered)
     ok = (entry >= 0) & (deadline >= 0) & (left >= 0) & (slowly >= 0)
     ok &= slow[np.maximum(slowly, 0)] > exits[np.maximum(left, 0)] if len(slow) else False
-    ok &= _unlost(host, entered, when)
+    ok &= unlost(host, entered, when)
     rows, when, entry, deadline = rows[ok], when[ok], entry[ok], deadline[ok]
     if not len(rows):
         return None
@@ -110,7 +111,7 @@ def _pvclock(host: Recording, tid: int, windows: Interval, span: Interval) -> Fo
     low = _offsets(guest, host, rows)
     left = _before(exits, when)
     fresh = (left >= 0) & (host.column(event, "flags", rows) & _TSC_STABLE == 0)
-    fresh &= _unlost(host, exits[np.maximum(left, 0)] if len(exits) else when, when)
+    fresh &= unlost(host, exits[np.maximum(left, 0)] if len(exits) else when, when)
     high_rows = exit_rows[left[fresh]]
     high = _offsets(guest[fresh], host, high_rows)
     # in masterclock mode the moment may be of before the epoch: its bound would be of another offset
@@ -120,14 +121,6 @@ def _pvclock(host: Recording, tid: int, windows: Interval, span: Interval) -> Fo
 def _offsets(guest: U64, host: Recording, rows: I64) -> I64:
     """Guest TSC minus the stamps of the host's ``rows``, signed."""
     return (guest - host.stamp[rows]).view(np.int64)
-
-
-def _unlost(host: Recording, begin: I64, end: I64) -> Bools:
-    """Whether no CPU of the host lost events between the stamps ``begin`` and ``end`` (from the base)."""
-    lost = host.losses.row[host.losses.row < len(host)]
-    stamps = np.sort(relative(host.stamp[lost], host.base))
-    whole: Bools = np.searchsorted(stamps, begin, "left") == np.searchsorted(stamps, end, "right")
-    return whole
 
 
 def _found(
