@@ -17,7 +17,8 @@ from counterpoint.clocks.scaling import Scale
 from counterpoint.errors import UsageError
 from counterpoint.proof.anchors.tighten import Anchors, Bounded
 from counterpoint.proof.drift import prove_lines
-from counterpoint.proof.matching import Hints, Match, ThreadPool, match, match_lines
+from counterpoint.proof.machine_lines import machine_lines, peers_of
+from counterpoint.proof.matching import Hints, Match, ThreadPool, match
 from counterpoint.proof.nesting import GuestHost
 from counterpoint.proof.relation import Relation, relation_of, scaled_relation
 from counterpoint.proof.sharpening import sharpened
@@ -312,19 +313,21 @@ class _Job:
         """Every CPU by the lines that are fitted to its events."""
         assert relation.scale is not None
         pool = self.pool.at_scale(relation.scale)
-        matches = match_lines(self.tracks, pool, self.hints, relation.error)
+        lines = machine_lines(self.tracks, pool, self.hints, relation)
         vcpus = []
         for track in self.tracks:
-            found = matches[track.cpu]
+            found, pieces = lines[track.cpu].match, lines[track.cpu].pieces
             claims = self.claims_of(track, found.tid)
-            pieces = [] if found.tid is None else pool.pieces(track, found.tid, relation.error)
             if found.tid is None or not pieces:
                 notes = found.notes if found.tid is None else (*found.notes, "no line holds its events")
                 vcpus.append(unmatched(track, claims, found.matched_by, notes))
                 continue
             notes = (*found.notes, *pool.note(found.tid))
             thread = pool.thread(found.tid)
-            vcpus.append(prove_lines(self.guest, track, thread, pieces, relation, claims, found.matched_by, notes))
+            peers = peers_of(track, lines, pool, relation)
+            vcpus.append(
+                prove_lines(self.guest, track, thread, pieces, relation, claims, found.matched_by, notes, peers)
+            )
         return vcpus
 
 
@@ -425,10 +428,10 @@ def _to_parent(guest: GuestProof) -> tuple[U64, Bools]:
             stamp[epoch.rows] = epoch.as_epoch().to_host(recording.stamp[epoch.rows])
             placed[epoch.rows] = True
         for run in vcpu.mis_stamped:
-            offset = run.offset if run.offset is not None else known[-1].offset if known else None
-            if offset is not None:
-                stamp[run.rows] = replace(known[-1], offset=offset).as_epoch().to_host(recording.stamp[run.rows])
-                placed[run.rows] = True
+            following = next((e for e in known if len(e.rows) and e.rows[0] > run.rows[0]), None)
+            if following is not None and run.offset is not None:
+                moved = replace(following, offset=run.offset).as_epoch()
+                stamp[run.rows], placed[run.rows] = moved.to_host(recording.stamp[run.rows]), True
     return stamp, placed
 
 
