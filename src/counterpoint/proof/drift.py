@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,42 +14,53 @@ from counterpoint.claims.model import Claim
 from counterpoint.clocks.band import BILLION, Band
 from counterpoint.clocks.counter import I64, to_signed
 from counterpoint.clocks.scaling import Scale
-from counterpoint.proof.epochs import unexplained
+from counterpoint.proof.cone import cone
+from counterpoint.proof.epochs import change_points, unexplained
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, Candidate, Fit, Thread, check, fit
-from counterpoint.proof.lines import Line, Piece, as_fraction, in_use, value_bounds
+from counterpoint.proof.lines import Line, Lines, Piece, as_fraction, in_use, value_bounds
 from counterpoint.proof.relation import Relation
 from counterpoint.proof.tracks import Track
 from counterpoint.proof.vcpu import BY_CAUSALITY, Part, VcpuProver
-from counterpoint.proof.verdicts import ClaimProof, EpochProof, Fitted, VcpuProof, Verdict
-from counterpoint.proof.windows import FOREVER
+from counterpoint.proof.verdicts import ClaimProof, EpochProof, Fitted, MisStamped, VcpuProof, Verdict
 from counterpoint.traces.recording import Recording
 
 FAR = 2
 """A claim made where the band is this many times as wide as among the events is not proved by it."""
 
+SLOPES = 16
+"""Slopes that are tried for a line that holds all events."""
+
 SPANS = 48
 """A band is stated over this many spans of time."""
 
-ROUNDS = 4
-"""How often events that another window may hold are left out of a band, until none is."""
+
+Peers = Sequence[tuple[Track, Thread]]
+"""The other CPUs of a guest whose CPUs have one clock, and their threads."""
 
 
 def prove_lines(
     guest: Recording,
     track: Track,
     thread: Thread,
-    pieces: list[Piece],
+    pieces: Sequence[Piece],
     relation: Relation,
     claims: list[Claim],
     matched_by: str,
     notes: tuple[str, ...],
+    peers: Peers = (),
 ) -> VcpuProof:
     """Prove a guest CPU by the ``pieces`` (at least one) that were found in ``thread``'s windows."""
-    cuts = _cuts(track.guest, thread, pieces)
+    cuts = _cuts(track, thread, pieces, relation)
     said, doubtful = list(notes), False
     epochs: list[EpochProof] = []
-    for index, (piece, (first, last)) in enumerate(zip(pieces, pairwise(cuts), strict=True)):
-        line, source = _chosen(track, thread, piece, first, last, claims)
+    lines: list[Line] = []
+    rivals = [not piece.is_unique for piece in pieces]
+    if any(rivals):
+        said.append("another line fits the events of an epoch about as well")
+    for index, (piece, (begin, end)) in enumerate(zip(pieces, pairwise(cuts), strict=True)):
+        first, last = begin.at, end.left
+        line, source = _chosen(track, thread, piece, first, last, claims, relation)
+        lines.append(line)
         scaled = thread.at_scale(line.scale)
         events = track.guest[first:last]
         outcome = check(events, line.offset, scaled)
@@ -58,7 +71,12 @@ def prove_lines(
         # the parts beside it only say that it is not the first or the last
         parts = [part] * len(pieces)
         epoch = VcpuProver(guest, track, scaled).epoch(index, parts, ())
-        epochs.append(replace(epoch, fitted=_fitted(track, scaled, piece, line, first, last, relation)))
+        # events that may be of another epoch bound no clock that jumped
+        firm = track.guest[sure[0] if begin.is_jump else first : sure[1] if end.is_jump else last]
+        fitted = _fitted(track, firm, scaled, piece, line, relation, peers)
+        if relation.slew_ppm:
+            epoch = _within_band(epoch, events - line.offset, scaled, fitted.band)
+        epochs.append(replace(epoch, fitted=fitted))
         runs = unexplained(track.guest, scaled, line.offset, first, last)
         doubtful |= bool(runs)
         said += [
@@ -66,16 +84,24 @@ def prove_lines(
             " outside the host's recording: the clock seems to have been set, by how much is not known"
             for a, b in runs
         ]
-        if outcome.violations:
+        if epoch.violations:
             said.append(
-                f"{outcome.violations} events between two rates fit neither line (the clock was set, or its rate"
+                f"{epoch.violations} events between two rates fit neither line (the clock was set, or its rate"
                 " changed fast)"
             )
+    late = tuple(
+        _late(guest, track, thread, used, cut)
+        for used, cut in zip(pairwise(lines), cuts[1:-1], strict=True)
+        if cut.left < cut.at
+    )
     epochs = [_with_band(e) for e in epochs]
     proofs = tuple(_claim(guest, track, thread, c, epochs) for c in claims)
     refuted = any(c.verdict is Verdict.REFUTED for c in proofs)
-    epochs = [replace(e, verdict=_verdict(e, refuted=refuted, doubtful=doubtful)) for e in epochs]
-    return VcpuProof(track.cpu, thread.windows.tid, matched_by, tuple(epochs), proofs, (), tuple(said))
+    epochs = [
+        replace(e, verdict=_verdict(e, refuted=refuted, doubtful=doubtful or r))
+        for e, r in zip(epochs, rivals, strict=True)
+    ]
+    return VcpuProof(track.cpu, thread.windows.tid, matched_by, tuple(epochs), proofs, late, tuple(said))
 
 
 def _verdict(epoch: EpochProof, *, refuted: bool, doubtful: bool) -> Verdict:
@@ -88,22 +114,63 @@ def _verdict(epoch: EpochProof, *, refuted: bool, doubtful: bool) -> Verdict:
     return Verdict.AMBIGUOUS if epoch.violations or doubtful else Verdict.DERIVED
 
 
-def _cuts(guest: I64, thread: Thread, pieces: list[Piece]) -> list[int]:
-    """Where each piece's events begin, and the end: in an overlap where the two lines meet."""
-    cuts = [0]
-    for left, right in pairwise(pieces):
-        if right.first < left.last:
+class _Cut(NamedTuple):
+    """Where a piece's events begin, and the end of those of the piece before; what is between is stamped late.
+
+    ``is_jump``: the clock jumps there, as far as is known.
+    """
+
+    at: int
+    left: int
+    is_jump: bool
+
+
+def _cuts(track: Track, thread: Thread, pieces: Sequence[Piece], relation: Relation) -> list[_Cut]:
+    """Where each piece's events begin, and the end.
+
+    In an overlap that is where the stamps jump most: a change comes with a stop or a step. A rate that changes does so
+    without, where the two lines meet. Where the clock stepped back, what the guest's kernel stamped late is no piece's.
+    """
+    guest = track.guest
+    cuts = [_Cut(0, 0, is_jump=False)]
+    for (left, right), jump in zip(pairwise(pieces), change_points(guest, pieces), strict=True):
+        late = next((end for begin, end in track.late if begin < left.last and end == right.sure_first), None)
+        if late is not None:
+            cuts.append(_Cut(late, min(left.last, late), is_jump=True))
+        elif right.first < left.last:
             events = guest[right.first : left.last]
-            apart = np.abs(_hosts(events, thread, in_use(left)) - _hosts(events, thread, in_use(right)))
-            cuts.append(right.first + int(apart.argmin()))
+            apart = np.abs(_hosts(events, thread, _line(left)) - _hosts(events, thread, _line(right)))
+            widths = [piece.polygon.values(0) for piece in (left, right)]
+            meet = relation.slew_ppm > 0 and int(apart.min()) <= max(hi - lo for lo, hi in widths)
+            at = right.first + int(apart.argmin()) if meet else jump
+            cuts.append(_Cut(at, at, is_jump=not meet))
         else:
             between = guest[left.last : right.first]
             bad = [
                 check(between, line.offset, thread.at_scale(line.scale)).violations
-                for line in (in_use(left), in_use(right))
+                for line in (_line(left), _line(right))
             ]
-            cuts.append(right.first if bad[0] <= bad[1] else left.last)
-    return [*cuts, len(guest)]
+            at = right.first if bad[0] <= bad[1] else left.last
+            cuts.append(_Cut(at, at, is_jump=True))
+    return [*cuts, _Cut(len(guest), len(guest), is_jump=False)]
+
+
+def _late(guest: Recording, track: Track, thread: Thread, lines: tuple[Line, Line], cut: _Cut) -> MisStamped:
+    """The events before a cut that are stamped late, where their windows tell by how much."""
+    before, after = lines
+    scaled = thread.at_scale(after.scale)
+    host = _hosts(track.guest[[cut.left - 1]], thread, before)
+    left = int(track.guest[cut.left - 1]) - int(after.scale.apply_signed_relative(host, scaled.real.base)[0])
+    count = len(track.guest)
+    parts = [
+        Part(0, cut.left, (0, cut.left), Fit(), left),
+        Part(cut.at, count, (cut.at, count), Fit(), after.offset),
+    ]
+    return VcpuProver(guest, track, scaled).mis_stamped(cut.left, cut.at, parts)
+
+
+def _line(piece: Piece) -> Line:
+    return in_use(piece.best, piece.scale)
 
 
 def _hosts(events: I64, thread: Thread, line: Line) -> I64:
@@ -113,7 +180,9 @@ def _hosts(events: I64, thread: Thread, line: Line) -> I64:
     return line.scale.inverse_signed_relative(events - line.offset, thread.real.base)[0]
 
 
-def _chosen(track: Track, thread: Thread, piece: Piece, first: int, last: int, claims: list[Claim]) -> tuple[Line, str]:
+def _chosen(
+    track: Track, thread: Thread, piece: Piece, first: int, last: int, claims: list[Claim], relation: Relation
+) -> tuple[Line, str]:
     """The line in use for events first..last, and who says so."""
     events = track.guest[first:last]
     # a claimed constant offset that holds for all events is one of the lines
@@ -124,101 +193,96 @@ def _chosen(track: Track, thread: Thread, piece: Piece, first: int, last: int, c
             outcome = check(events, offset, plain)
             if outcome.feasible and outcome.evidence >= EVIDENCE_FOR_CLAIM:
                 return Line(plain.scale, offset), claim.source
-    line = in_use(piece)
-    if not check(events, line.offset, thread.at_scale(line.scale)).violations:
+    line = _line(piece)
+    if relation.slew_ppm or not check(events, line.offset, thread.at_scale(line.scale)).violations:
         return line, BY_CAUSALITY
-    # rounding may put an event a unit past an edge
-    host = np.array([int(_hosts(events[[0]], thread, line)[0])])
-    low, high = value_bounds(piece, line, thread.real.base, host)
-    near = fit(events, thread.at_scale(line.scale), (line.offset + int(low[0]) - 2, line.offset + int(high[0]) + 2), 0)
-    if near.candidates:
-        best = min(near.candidates, key=lambda c: abs(c.lo + c.hi - 2 * line.offset))
-        line = Line(line.scale, min(max(line.offset, best.lo), best.hi))
+    # an event that two windows may hold bounds no line, but not every line puts it into one of them
+    for lines in (piece.best, piece.lines):
+        for slope in _slopes(lines):
+            other = in_use(lines, piece.scale, slope)
+            level = thread.at_scale(other.scale)
+            low, high = value_bounds(lines, piece.scale, other, thread.real.base, _hosts(events[[0]], thread, other))
+            within = other.offset + int(low[0]) - 2, other.offset + int(high[0]) + 2
+            near = fit(events, level, within, 0)
+            if near.candidates:
+                best = min(near.candidates, key=lambda c: abs(c.lo + c.hi - 2 * other.offset))
+                return Line(other.scale, min(max(other.offset, best.lo), best.hi)), BY_CAUSALITY
     return line, BY_CAUSALITY
 
 
+def _slopes(lines: Lines) -> list[Fraction]:
+    """Slopes of the lines, those in the middle first."""
+    lo, hi = lines.polygon.slopes
+    return [lo + (hi - lo) * Fraction(k, SLOPES) for k in sorted(range(SLOPES + 1), key=lambda k: abs(2 * k - SLOPES))]
+
+
 def _fitted(
-    track: Track, scaled: Thread, piece: Piece, line: Line, first: int, last: int, relation: Relation
+    track: Track, events: I64, scaled: Thread, piece: Piece, line: Line, relation: Relation, peers: Peers
 ) -> Fitted:
     nominal = relation.scale or Scale()
     least, most = (r / as_fraction(nominal) - 1 for r in piece.rates())
     used = as_fraction(line.scale)
-    slew = Fraction(relation.slew_ppm, 1_000_000)
+    own: Band | None = None
     if relation.slew_ppm:
         # the rate may be anywhere that NTP may put it, at any time
-        spread = slew + abs(used / as_fraction(nominal) - 1)
-        slower = faster = -int(-spread * used * BILLION // 1)
-        band = _slew_band(track.guest[first:last], scaled, line, spread)
+        slew, away = Fraction(relation.slew_ppm, 1_000_000), as_fraction(nominal) / used
+        spread = max(away * (1 + slew) - 1, 1 - away * (1 - slew))
+        grows = -int(-spread * used * BILLION // 1)
+        band = Band(*_slew_band(events, scaled, line, spread, ()), grows, grows)
+        if peers:
+            others = [(o.guest + to_signed(o.base - track.base), t.at_scale(line.scale)) for o, t in peers]
+            joint = Band(*_slew_band(events, scaled, line, spread, others), grows, grows)
+            own, band = (band, joint) if joint.width < band.width else (None, band)
     else:
-        low, high = piece.rates()
-        slower, faster = (max(0, -int(-x * BILLION // 1)) for x in (used - low, high - used))
-        band = _line_band(track.guest[first:last], scaled, piece, line)
-    host, lo, hi = band
-    return Fitted(
-        nominal,
-        (int(least * BILLION // 1), -int(-most * BILLION // 1)),
-        relation.slew_ppm,
-        Band(host, lo, hi, slower, faster),
-    )
+        band = _line_band(events, scaled, piece.best, piece.scale, line)
+        if piece.joint is not None:
+            own = _line_band(events, scaled, piece.lines, piece.scale, line)
+            own = None if own == band else own
+    return Fitted(nominal, (int(least * BILLION // 1), -int(-most * BILLION // 1)), relation.slew_ppm, band, own)
 
 
 Spans = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
-def _line_band(events: I64, scaled: Thread, piece: Piece, line: Line) -> Spans:
-    """The lines of the piece about the one in use, between the first and the last event."""
+def _line_band(events: I64, scaled: Thread, lines: Lines, level: Scale, line: Line) -> Band:
+    """The lines about the one in use, between the first and the last event."""
     host = _hosts(np.array([events.min(), events.max()]), scaled, line)
     edges = np.unique(np.linspace(int(host[0]), int(host[1]), SPANS + 1).astype(np.int64))
     if len(edges) < 2:
         edges = np.array([edges[0], edges[0] + 1])
-    lo, hi = value_bounds(piece, line, scaled.real.base, edges)
+    lo, hi = value_bounds(lines, level, line, scaled.real.base, edges)
+    used, slopes = as_fraction(line.scale), lines.polygon.slopes
+    low, high = (as_fraction(level) * (1 + s) for s in slopes)
+    slower, faster = (max(0, -int(-x * BILLION // 1)) for x in (used - low, high - used))
     # between two edges the least line is concave, the greatest convex: both are extreme at the edges
-    return (
+    return Band(
         tuple((int(e) + scaled.real.base) & ((1 << 64) - 1) for e in edges.tolist()),
         tuple(np.minimum(lo[1:], lo[:-1]).tolist()),
         tuple(np.maximum(hi[1:], hi[:-1]).tolist()),
+        slower,
+        faster,
     )
 
 
-def _slew_band(events: I64, scaled: Thread, line: Line, spread: Fraction) -> Spans:
+def _slew_band(
+    events: I64, scaled: Thread, line: Line, spread: Fraction, others: Sequence[tuple[I64, Thread]]
+) -> Spans:
     """The bounds that each event sets about the line in use, which widen with the time from it by ``spread``."""
-    when = np.sort(events) - line.offset
-    span = np.searchsorted(scaled.lo, when, side="right") - 1
-    inside = when <= scaled.hi[span]
-    when, span = when[inside], span[inside]
     thin, thick = (0, 1) if scaled.scale.is_identity else (1, int(as_fraction(scaled.scale)) + 2)
-    begin, end = scaled.lo[span], scaled.hi[span]
-    known = (begin > -FOREVER) & (end < FOREVER)
-    when, span, begin, end = when[known], span[known], begin[known], end[known]
-    # where the window before or after this one ends and begins
-    before = np.where(span > 0, scaled.hi[np.maximum(span - 1, 0)], -FOREVER)
-    after = np.where(span + 1 < len(scaled.lo), scaled.lo[np.minimum(span + 1, len(scaled.lo) - 1)], FOREVER)
-    keep = np.ones(len(when), np.bool_)
-    low, high = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for _ in range(ROUNDS):
-        if keep.sum() < 2:
-            break
-        length = np.ceil((end - begin)[keep] * float(spread)).astype(np.int64) + 1
-        high = _cone(when[keep], when[keep] - begin[keep] + 1 + thin + length, spread)
-        low = -_cone(when[keep], end[keep] + thick - when[keep] + length, spread)
-        # an event that another window may hold as well, within these bounds, bounds nothing
-        sure = (when[keep] - high > before[keep] + thick) & (when[keep] - low < after[keep] - thin)
-        if sure.all():
-            break
-        keep[np.flatnonzero(keep)[~sure]] = False
-    when = when[keep]
-    if len(when) < 2:
+    begin, end = int(events.min()), int(events.max())
+    near = [(e[(e >= begin) & (e <= end)] - line.offset, thread) for e, thread in others]
+    found = cone([(events - line.offset, scaled), *near], spread, thin, thick)
+    when = found.when if found is not None else np.zeros(0, np.int64)
+    marks = np.unique(np.linspace(0, len(when) - 1, SPANS + 1).astype(np.int64)) if len(when) else when
+    marks = marks[np.diff(when[marks], prepend=when[0] - 1) > 0] if len(when) else marks
+    if found is None or len(marks) < 2:
         reach = 1 << 61
-        edges = np.array([events.min(), max(int(events.max()), int(events.min()) + 1)]) - line.offset
+        edges = np.array([begin, max(end, begin + 1)]) - line.offset
         return tuple(scaled.stamp(int(e)) for e in edges), (-reach,), (reach,)
     # how far the bounds open between two events
     opened = np.ceil(np.diff(when) * float(spread) / 2).astype(np.int64) + 1
-    tops = np.maximum(high[1:], high[:-1]) + opened
-    bottoms = np.minimum(low[1:], low[:-1]) - opened
-    marks = np.unique(np.linspace(0, len(when) - 1, SPANS + 1).astype(np.int64))
-    marks = marks[np.r_[True, np.diff(when[marks]) > 0]]
-    if len(marks) < 2:
-        marks = np.array([0, len(when) - 1])
+    tops = np.maximum(found.high[1:], found.high[:-1]) + opened
+    bottoms = np.minimum(found.low[1:], found.low[:-1]) - opened
     return (
         tuple(scaled.stamp(int(when[m])) for m in marks.tolist()),
         tuple(np.minimum.reduceat(bottoms, marks[:-1]).tolist()),
@@ -226,15 +290,14 @@ def _slew_band(events: I64, scaled: Thread, line: Line, spread: Fraction) -> Spa
     )
 
 
-def _cone(when: I64, limit: I64, spread: Fraction) -> I64:
-    """The least of all ``limit[j] + spread * |when[i] - when[j]|`` for each i, rounded up."""
-    top, bottom = spread.numerator, spread.denominator
-    # exact while the product fits, which a recording of days does
-    step = np.array([int(w) * top // bottom for w in (when - when[0]).tolist()], np.int64)
-    ahead = np.minimum.accumulate(limit - step) + step
-    back = (np.minimum.accumulate((limit + step)[::-1])[::-1]) - step
-    out: I64 = np.minimum(ahead, back) + 2
-    return out
+def _within_band(epoch: EpochProof, when: I64, scaled: Thread, band: Band) -> EpochProof:
+    """The epoch with only those events as violations that the whole of the band puts into a gap."""
+    base = scaled.real.base
+    host = when if scaled.scale.is_identity else scaled.scale.inverse_signed_relative(when, base)[0]
+    low, high = band.at(host.view(np.uint64) + np.uint64(base & ((1 << 64) - 1)))
+    first = np.searchsorted(scaled.hi, when - high - 2, side="left")
+    bad = int((np.searchsorted(scaled.lo, when - low + 2, side="right") <= first).sum())
+    return replace(epoch, inside=epoch.checked - bad, violations=bad)
 
 
 def _with_band(epoch: EpochProof) -> EpochProof:

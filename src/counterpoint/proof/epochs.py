@@ -9,9 +9,10 @@ other by chance.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -368,7 +369,23 @@ def _grow(guest: I64, thread: Thread, found: list[Stretch]) -> list[Stretch]:
     return out
 
 
-def change_points(guest: I64, stretches: list[Stretch]) -> list[int]:
+class Reach(Protocol):
+    """Events ``first`` to ``last`` that one map holds, of which those up to ``sure_last`` are surely of it."""
+
+    @property
+    def first(self) -> int:
+        """The first of them."""
+
+    @property
+    def last(self) -> int:
+        """The one after the last."""
+
+    @property
+    def sure_last(self) -> int:
+        """The one after the last sure one."""
+
+
+def change_points(guest: I64, stretches: Sequence[Reach]) -> list[int]:
     """For each pair of neighbours, the position of the first event of the later one.
 
     Within the overlap the largest jump of the stamps is taken: a change comes with a stop or a step.

@@ -84,35 +84,39 @@ class IntervalSet:
         return IntervalSet(new_lo[keep], new_hi[keep])
 
 
-def narrow(found: IntervalSet, guest: I64, gap_lo: I64, gap_hi: I64) -> IntervalSet:
+def narrow(found: IntervalSet, guest: I64, gap_lo: I64, gap_hi: I64, slack: I64 | None = None) -> IntervalSet:
     """Remove from ``found`` every offset that puts an event of ``guest`` i64[n] into a gap.
 
-    Gap k is the open interval (gap_lo[k], gap_hi[k]) of host time; gaps are disjoint and in order. A few events spread
-    over the recording come first: they leave little for the others to look at. Raises TooManyError.
+    Gap k is the open interval (gap_lo[k], gap_hi[k]) of host time; gaps are disjoint and in order. ``slack`` i64[n]: by
+    how much each event may be earlier or later than it says; it must lie as deep in the gap. A few events spread over
+    the recording come first: they leave little for the others to look at. Raises TooManyError.
     """
     if not len(gap_lo):
         return found
+    if slack is None:
+        slack = np.zeros(len(guest), np.int64)
     stride = max(1, len(guest) // FIRST_EVENTS)
     while len(found) and len(guest):
-        found = _narrow_by(found, guest[::stride], gap_lo, gap_hi)
+        found = _narrow_by(found, guest[::stride], gap_lo, gap_hi, slack[::stride])
         if stride == 1:
             break
         stride = max(1, stride // STRIDE_FACTOR)
     return found
 
 
-def _narrow_by(found: IntervalSet, events: I64, gap_lo: I64, gap_hi: I64) -> IntervalSet:
+def _narrow_by(found: IntervalSet, events: I64, gap_lo: I64, gap_hi: I64, slack: I64) -> IntervalSet:
     """``narrow`` by these events at once, or in halves where that is too much at once."""
     if not len(found) or not len(events):
         return found
     if len(found) * len(events) <= MAX_PAIRS or len(events) == 1:
         first, count = _pairs(found, events, gap_lo, gap_hi)
         if int(count.sum()) <= MAX_PAIRS or len(events) == 1:
-            found = _remove(found, events, first, count, gap_lo, gap_hi) if count.any() else found
+            found = _remove(found, (events, slack), first, count, gap_lo, gap_hi) if count.any() else found
             if len(found) > MAX_INTERVALS_PER_GAP * len(gap_lo) + 4096:
                 raise TooManyError
             return found
-    return _narrow_by(_narrow_by(found, events[::2], gap_lo, gap_hi), events[1::2], gap_lo, gap_hi)
+    half = _narrow_by(found, events[::2], gap_lo, gap_hi, slack[::2])
+    return _narrow_by(half, events[1::2], gap_lo, gap_hi, slack[1::2])
 
 
 def _pairs(found: IntervalSet, events: I64, gap_lo: I64, gap_hi: I64) -> tuple[I64, I64]:
@@ -124,8 +128,10 @@ def _pairs(found: IntervalSet, events: I64, gap_lo: I64, gap_hi: I64) -> tuple[I
     return first, np.maximum(last - first, 0)
 
 
-def _remove(found: IntervalSet, events: I64, first: I64, count: I64, gap_lo: I64, gap_hi: I64) -> IntervalSet:
+def _remove(
+    found: IntervalSet, events: tuple[I64, I64], first: I64, count: I64, gap_lo: I64, gap_hi: I64
+) -> IntervalSet:
     pair = np.repeat(np.arange(len(count)), count)
     gap = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count) + first[pair]
-    event = events[pair % len(events)]
-    return found.minus(event - gap_hi[gap] + 1, event - gap_lo[gap] - 1)
+    event, slack = (column[pair % len(column)] for column in events)
+    return found.minus(event + slack - gap_hi[gap] + 1, event - slack - gap_lo[gap] - 1)

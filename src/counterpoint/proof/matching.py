@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 import numpy as np
 
@@ -19,8 +18,10 @@ from counterpoint.proof.epochs import MIN_CHUNK, Stretch, find_stretches
 from counterpoint.proof.feasible import IntervalSet, TooManyError, narrow
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, RIVAL_SHARE, Thread, check, overlap_range
 from counterpoint.proof.levels import only
-from counterpoint.proof.lines import Piece, find_pieces
+from counterpoint.proof.lines import Piece
 from counterpoint.proof.nesting import Clock, GuestHost
+from counterpoint.proof.pieces import find_pieces
+from counterpoint.proof.relation import Relation
 from counterpoint.proof.tracks import Track
 from counterpoint.proof.windows import HostActivity, RunWindows, WindowKind
 from counterpoint.traces.recording import Recording
@@ -102,11 +103,15 @@ class ThreadPool:
         """The same threads with their windows scaled."""
         return self if scale == self.scale else ThreadPool(self.host, scale=scale, of=self)
 
-    def pieces(self, track: Track, tid: int, error: Fraction) -> list[Piece]:
+    def pieces(self, track: Track, tid: int, relation: Relation) -> list[Piece]:
         """``find_pieces`` of a track in a thread's windows, found once."""
         key = id(track), tid
         if key not in self._pieces:
-            self._pieces[key] = track, find_pieces(track.guest, self.thread(tid), self.scale, error)
+            constant = not relation.slew_ppm
+            found = find_pieces(
+                track.guest, self.thread(tid), self.scale, relation.error, constant=constant, late=track.late
+            )
+            self._pieces[key] = track, found
         return self._pieces[key][1]
 
     def nested(self, tid: int) -> Thread:
@@ -247,7 +252,7 @@ def match(tracks: list[Track], pool: ThreadPool, hints: Hints, claimed: dict[int
     return out
 
 
-def match_lines(tracks: list[Track], pool: ThreadPool, hints: Hints, error: Fraction) -> dict[int, Match]:
+def match_lines(tracks: list[Track], pool: ThreadPool, hints: Hints, relation: Relation) -> dict[int, Match]:
     """Find the thread of each track where the rates differ: the one in whose windows lines hold most of its events."""
     out: dict[int, Match] = {}
     free = list(pool.tids)
@@ -260,7 +265,7 @@ def match_lines(tracks: list[Track], pool: ThreadPool, hints: Hints, error: Frac
             continue
         hinted = hints.guest_option.get(track.cpu)
         order = sorted(free, key=lambda tid: (tid != hinted, pool.vcpu_ids.get(tid) != track.cpu, tid))
-        found = next((tid for tid in order if _is_held(track, pool.pieces(track, tid, error))), None)
+        found = next((tid for tid in order if is_held(track, pool.pieces(track, tid, relation))), None)
         if found is None:
             out[track.cpu] = Match(None, "causality", (NO_THREAD,))
             continue
@@ -273,7 +278,8 @@ def match_lines(tracks: list[Track], pool: ThreadPool, hints: Hints, error: Frac
     return out
 
 
-def _is_held(track: Track, pieces: list[Piece]) -> bool:
+def is_held(track: Track, pieces: Sequence[Piece]) -> bool:
+    """Whether pieces hold most of the track's events."""
     return MIN_COVERED * sum(p.last - p.first for p in pieces) > len(track.guest)
 
 

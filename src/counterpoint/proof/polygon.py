@@ -57,6 +57,24 @@ class Polygon:
             out = cut
         return out
 
+    def sloping(self, lo: Fraction, hi: Fraction) -> Polygon | None:
+        """Its lines with a slope from ``lo`` to ``hi``; None where there is none."""
+        return self.clip([(0, hi.denominator, hi.numerator), (0, -lo.denominator, -lo.numerator)])
+
+    def meets(self, other: Polygon) -> Polygon | None:
+        """The lines that both hold; None where there is none."""
+        return self.clip(other.edges)
+
+    def moved(self, by: int) -> Polygon:
+        """The same lines over ``x - by`` instead of x."""
+        corners = tuple((a + b * by, b, d) for a, b, d in self.corners)
+        return Polygon(corners, tuple((p, q - p * by, r) for p, q, r in self.edges))
+
+    def raised(self, by: int) -> Polygon:
+        """The lines ``by`` above these."""
+        corners = tuple((a + by * d, b, d) for a, b, d in self.corners)
+        return Polygon(corners, tuple((p, q, r + p * by) for p, q, r in self.edges))
+
     def _cut(self, plane: HalfPlane) -> Polygon | None:
         p, q, r = plane
         side = [p * a + q * b - r * d for a, b, d in self.corners]

@@ -29,6 +29,11 @@ NO_CLOCKS = {
 ONE_COUNTER = ("mono_raw", "local", "global", "perf")
 """arm64: clocks that are the architected counter times a constant of its frequency, alike on host and guest."""
 
+ONE_CLOCK = ("mono", "mono_raw", "boot", "tai")
+"""Clocks that all CPUs of a machine share. The scheduler's are as well, on arm64, and where they are kvm-clock."""
+
+SCHED_CLOCKS = ("local", "global", "perf")
+
 SCALED_PPM = 200
 """Rates of two counters that differ by more are not one rate measured twice (KVM scales from 250 ppm on)."""
 
@@ -39,13 +44,14 @@ class Relation:
 
     ``scale``: guest units per host unit, as far as it is known (None: it is not). ``constant``: the rates are exactly
     so, one offset relates them until it is changed. Else they may differ by ``error``, and vary by ``slew_ppm``
-    meanwhile. ``reason``: why nothing is known.
+    meanwhile. ``is_shared``: all CPUs of the guest have one clock. ``reason``: why nothing is known.
     """
 
     scale: Scale | None
     constant: bool = False
     error: Fraction = RATE_ERROR
     slew_ppm: int = 0
+    is_shared: bool = False
     reason: str = ""
 
 
@@ -68,7 +74,15 @@ def relation_of(host: Recording, guest: Recording) -> Relation:
                 " timer:hrtimer_expire_entry too",
             )
     assert rates[0] is not None and rates[1] is not None
-    return Relation(_between(rates[0], rates[1]), slew_ppm=slew)
+    return Relation(_between(rates[0], rates[1]), slew_ppm=slew, is_shared=_is_shared(host, guest))
+
+
+def _is_shared(host: Recording, guest: Recording) -> bool:
+    """Whether all CPUs of the guest have one trace clock."""
+    if guest.clock in ONE_CLOCK:
+        return True
+    updates = host.rows(host.format_named("kvm", "kvm_pvclock_update"))
+    return guest.clock in SCHED_CLOCKS and (is_arm64(host) or len(updates) > 0)
 
 
 def scaled_relation(host: Recording, guest: Recording, guest_rate: Rate | None = None) -> Relation | None:

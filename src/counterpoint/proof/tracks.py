@@ -16,7 +16,7 @@ class Track:
     """Guest CPU ``cpu``: ``rows`` i64[n] of the recording, and ``guest`` i64[n], their stamps minus ``base``.
 
     ``late_ends`` are the positions at which a sub-buffer begins with a stamp below the one before: the guest's
-    counter stepped back while the sub-buffer before it was written.
+    counter stepped back while the sub-buffer before it was written. ``late_begins``: where each of those begins.
     """
 
     cpu: int
@@ -24,6 +24,12 @@ class Track:
     guest: I64
     base: int
     late_ends: tuple[int, ...]
+    late_begins: tuple[int, ...] = ()
+
+    @property
+    def late(self) -> tuple[tuple[int, int], ...]:
+        """The spans (first, last) of events among which the counter stepped back: some may be stamped late."""
+        return tuple(zip(self.late_begins, self.late_ends, strict=True))
 
     def relative_offset(self, offset: int, host_base: int) -> int:
         """An offset between trace-clock values as one between numbers relative to the two bases."""
@@ -50,11 +56,14 @@ def tracks_of(guest: Recording) -> list[Track]:
         base = int(stamps[len(stamps) // 2])
         values = relative(stamps, base)
         late: tuple[int, ...] = ()
+        begins: tuple[int, ...] = ()
         if len(parts) > 1:
             order = np.argsort(values, kind="stable")
             rows, values = rows[order], values[order]
         else:
             back = np.flatnonzero(values[1:] < values[:-1]) + 1
             late = tuple(back[np.isin(rows[back], first_rows)].tolist()) if len(back) else ()
-        out.append(Track(cpu, rows, values, base, late))
+            before = first_rows[np.searchsorted(first_rows, rows[list(late)]) - 1]
+            begins = tuple(np.searchsorted(rows, before).tolist())
+        out.append(Track(cpu, rows, values, base, late, begins))
     return out

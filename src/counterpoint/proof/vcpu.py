@@ -97,7 +97,7 @@ class VcpuProver:
             stray.append(DRIFT)
             for part in parts:
                 part.doubtful = part.doubtful or part.source == BY_CAUSALITY
-        mis_stamped = tuple(self._mis_stamped(first, last, parts) for first, last in late)
+        mis_stamped = tuple(self.mis_stamped(first, last, parts) for first, last in late)
         late_rows = np.zeros(len(self.track.guest), np.bool_)
         for first, last in late:
             late_rows[first:last] = True
@@ -311,7 +311,7 @@ class VcpuProver:
                 return self._host_relative(claim.host_to)
         return None
 
-    def _mis_stamped(self, first: int, last: int, parts: list[Part]) -> MisStamped:
+    def mis_stamped(self, first: int, last: int, parts: list[Part]) -> MisStamped:
         """How late the events first..last are, where their windows tell."""
         guest, track = self.track.guest, self.track
         following = next(p for p in parts if p.first >= last)

@@ -93,13 +93,14 @@ class Fitted:
     ``rate_ppb``: the least and the greatest rate that the events allow, from ``nominal`` (guest units per host unit,
     what the recordings say of their clocks). ``slew_ppm``: how much the rate may vary within the epoch (0: it is
     constant), which the bound takes into account. ``band`` bounds the guest's true stamp about that of the map in use
-    over time.
+    over time. Where the guest's other CPUs, on the same clock, narrow it, ``own`` is what this CPU's events alone say.
     """
 
     nominal: Scale
     rate_ppb: tuple[int, int]
     slew_ppm: int
     band: Band
+    own: Band | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from counterpoint.proof.anchors.tighten import Anchors, Bounded
 from counterpoint.proof.counters import NO_COUNTER, CounterInfo, Counters
 from counterpoint.proof.drift import prove_lines
 from counterpoint.proof.feasible import Interval
-from counterpoint.proof.matching import Hints, Match, ThreadPool, match, match_lines
+from counterpoint.proof.machine_lines import machine_lines, peers_of
+from counterpoint.proof.matching import Hints, Match, ThreadPool, match
 from counterpoint.proof.nesting import Clock, GuestHost
 from counterpoint.proof.reconcile import reconciled
 from counterpoint.proof.relation import FIRST_HOST, Relation, kvm_scale, relation_of, scaled_relation
@@ -516,19 +517,21 @@ class _Job:
         """Every CPU by the lines that are fitted to its events."""
         assert relation.scale is not None
         pool = self.pool.at_scale(relation.scale)
-        matches = match_lines(self.tracks, pool, self.hints, relation.error)
+        lines = machine_lines(self.tracks, pool, self.hints, relation)
         vcpus = []
         for track in self.tracks:
-            found = matches[track.cpu]
+            found, pieces = lines[track.cpu].match, lines[track.cpu].pieces
             claims = self.claims_of(track, found.tid)
-            pieces = [] if found.tid is None else pool.pieces(track, found.tid, relation.error)
             if found.tid is None or not pieces:
                 notes = found.notes if found.tid is None else (*found.notes, "no line holds its events")
                 vcpus.append(unmatched(track, claims, found.matched_by, notes))
                 continue
             notes = (*found.notes, *pool.note(found.tid))
             thread = pool.thread(found.tid)
-            vcpus.append(prove_lines(self.guest, track, thread, pieces, relation, claims, found.matched_by, notes))
+            peers = peers_of(track, lines, pool, relation)
+            vcpus.append(
+                prove_lines(self.guest, track, thread, pieces, relation, claims, found.matched_by, notes, peers)
+            )
         return vcpus
 
 
@@ -658,9 +661,9 @@ def _to_parent(guest: GuestProof, joins: Mapping[str, Join]) -> tuple[U64, Bools
             place(epoch.rows, epoch)
         for run in vcpu.mis_stamped:
             there = [e for e in known if e.host == run.host]
-            offset = run.offset if run.offset is not None else there[-1].offset if there else None
-            if offset is not None:
-                place(run.rows, replace(there[-1], offset=offset))
+            following = next((e for e in there if len(e.rows) and e.rows[0] > run.rows[0]), None)
+            if following is not None and run.offset is not None:
+                place(run.rows, replace(following, offset=run.offset))
     return stamp, placed
 
 
