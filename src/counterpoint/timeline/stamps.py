@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, timezone
 from enum import IntEnum
 from typing import Literal
@@ -14,6 +14,7 @@ import numpy as np
 from counterpoint.clocks.arch_counter import scale_of
 from counterpoint.clocks.counter import I64, MASK, U64, Bools, add
 from counterpoint.clocks.machines import MachineClock
+from counterpoint.clocks.pairs import ClockPair
 from counterpoint.clocks.wall import Wall
 
 NS_PER_SEC = 1_000_000_000
@@ -192,6 +193,24 @@ def counter_reason(machine: MachineClock) -> str:
         f"{machine.name} is recorded in {machine.clock}, which nothing here ties to its counter (record with -C x86-tsc"
         " on x86, -C mono_raw on arm64)"
     )
+
+
+def pairs_of_counter(
+    pairs: Iterable[ClockPair], machine: MachineClock, counter: ArchCounter | None = None
+) -> list[ClockPair]:
+    """Pairs of a machine's counter and CLOCK_REALTIME, with its trace clock's stamps in place of the counter's values.
+
+    ``counter``: what lies behind a clock in ns, where known. ValueError says why the counter's values are no stamps.
+    """
+    pairs = list(pairs)
+    if machine.unit == "ticks":
+        return pairs
+    if counter is None and pairs:
+        raise ValueError(counter_reason(machine))
+    values = np.array([pair.counter for pair in pairs], np.uint64)
+    stamps = values.tolist() if counter is None else counter.stamps(values).tolist()
+    # a stamp is its tick cut to whole ns
+    return [replace(p, counter=s, bound_ns=p.bound_ns + 1) for p, s in zip(pairs, stamps, strict=True)]
 
 
 def printk_offset(machine: MachineClock, given: int | None) -> int:
