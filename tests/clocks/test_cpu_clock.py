@@ -303,8 +303,8 @@ def test_a_counter_that_jumped_ahead_skips_stamps() -> None:
 
 
 def test_a_change_that_was_announced_is_exact() -> None:
-    epochs = Epoch(0, feasible=(-5, 5)), Epoch(1000, host_from=6004, feasible=(995, 1005))
-    reaches = Reach((5000, 6000)), Reach((7010, 8000), announced=True)
+    epochs = Epoch(0, feasible=(-5, 5)), Epoch(1000, feasible=(995, 1005))
+    reaches = Reach((5000, 6000)), Reach((7010, 8000), began_at=6004)
     clock = CpuClock(0, epochs, reaches)
     answers = guest_of(clock, [6003, 6004])
     assert verdicts(answers) == ["inside", "inside"]

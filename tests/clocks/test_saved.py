@@ -85,12 +85,8 @@ def some_epoch(random: Random) -> tuple[Epoch, Reach]:
         offset, random.choice((None, stamp(random))), host_from, feasible, random.randrange(1, PERIOD),
         random.randrange(64), band, random.choice((None, stamp(random))),
     )  # fmt: skip
-    reach = Reach(
-        (first, (first + random.randrange(1 << 40)) % PERIOD),
-        some_spans(random),
-        host_from is not None and random.random() < 0.5,
-    )
-    return epoch, reach
+    last = (first + random.randrange(1 << 40)) % PERIOD
+    return epoch, Reach((first, last), some_spans(random), random.choice((None, stamp(random))))
 
 
 def some_maps(random: Random) -> Maps:
@@ -208,7 +204,7 @@ def test_a_file_that_says_anything_is_read_or_refused_with_a_place(random: Rando
         (lambda r: r["guests"][0]["vcpus"][0]["epochs"][0].update(feasible=[7, 6]), "no interval"),
         (lambda r: r["guests"][0]["vcpus"][0]["epochs"][0].update(ratio=0), "ratio 0"),
         (lambda r: r["guests"][0]["vcpus"][0]["epochs"][0].update(guest_seen=[9, 8]), "not in order"),
-        (lambda r: r["guests"][0]["vcpus"][0]["epochs"][0].update(announced=True), "not in order"),
+        (lambda r: r["guests"][0]["vcpus"][0]["epochs"][0].update(began_at=-1), "no stamp"),
         (lambda r: r["guests"][0]["vcpus"][0]["epochs"][0].update(host_within=[[5, 4]]), "not in order"),
         (lambda r: r["guests"][0]["vcpus"][0]["epochs"][0].update(offset="5"), "offset is no integer"),
         (lambda r: r["host"].update(rate={"mult": 0, "shift": 1, "source": ""}), "host.rate"),

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from counterpoint.clocks.arch_counter import scale_of
-from counterpoint.clocks.counter import I64, MASK, U64, Bools, add
+from counterpoint.clocks.counter import I64, MASK, U64, add
 from counterpoint.clocks.machines import MachineClock
 from counterpoint.clocks.pairs import ClockPair
 from counterpoint.clocks.wall import Wall
@@ -285,7 +285,9 @@ def resolve(
     if wall is None:
         refuse(rows, f"the wall time of {machine.name} is not known (--realtime STAMP=TIME)")
     elif len(rows):
-        known: Bools
-        (lo[rows], _, hi[rows]), known = wall.stamps(lo[rows].view(np.int64), hi[rows].view(np.int64))
-        refuse(rows[~known], "it is too far from what is known of the wall time")
+        try:
+            (lo[rows], _, hi[rows]), known = wall.stamps(lo[rows].view(np.int64), hi[rows].view(np.int64))
+            refuse(rows[~known], "it is too far from what is known of the wall time")
+        except ValueError as err:
+            refuse(rows, str(err))
     return Stamps(lo, hi, why)
