@@ -38,7 +38,7 @@ EPOCH: Shape = {
     "feasible": optional([int]), "width_ns": optional(int), "checked": int, "inside": int, "violations": int,
     "unknown": int, "evidence_bits": int, "witnesses": {"low": optional(WITNESS), "high": optional(WITNESS)},
     "near": optional(int), "guest_seen": optional([int]), "host_within": optional([[optional(int)]]),
-    "announced": optional(bool),
+    "began_at": optional(int),
 }  # fmt: skip
 COUNTEREXAMPLE: Shape = {
     "guest_stamp": int, "guest_event": str, "host_stamp": int, "host_gap": [optional(int)], "reason": str,

@@ -26,13 +26,13 @@ class Reach:
     """Where an epoch is known to hold.
 
     ``seen``: the guest stamps of the first and the last event that surely belong to it and that the host saw run.
-    ``within``: spans of host time; of the guest's instants outside of them it holds for none. ``announced``: KVM itself
-    said when it began, so that the epoch's ``host_from`` is the very instant.
+    ``within``: spans of host time; of the guest's instants outside of them it holds for none. ``began_at``: the host
+    stamp at which KVM itself said that it begins (None: it did not).
     """
 
     seen: tuple[int, int]
     within: Spans = ALWAYS
-    announced: bool = False
+    began_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,15 +191,12 @@ class CpuClock:
         """Between which host stamps an epoch may hold: from one neighbour's last sure event to the other's first."""
         begin = end = None
         if index > 0:
-            begin = self._announced(index)
+            begin = self.reaches[index].began_at
             begin = self._edge(index - 1, last=True)[0] if begin is None else begin
         if index + 1 < len(self.epochs):
-            end = self._announced(index + 1)
+            end = self.reaches[index + 1].began_at
             end = self._edge(index + 1, last=False)[1] if end is None else (end - 1) & MASK
         return begin, end
-
-    def _announced(self, index: int) -> int | None:
-        return self.epochs[index].host_from if self.reaches[index].announced else None
 
     def _edge(self, index: int, *, last: bool) -> tuple[int, int]:
         """The earliest and the latest host stamp of the first or the last event that the host saw in an epoch."""

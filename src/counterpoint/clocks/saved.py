@@ -65,7 +65,7 @@ def epoch_keys(epoch: Epoch, reach: Reach) -> Json:
         "near": epoch.near,
         "guest_seen": list(reach.seen),
         "host_within": _spans(reach.within),
-        "announced": reach.announced,
+        "began_at": reach.began_at,
     }
     if epoch.band is not None:
         out |= {"slower_ppb": epoch.band.slower_ppb, "faster_ppb": epoch.band.faster_ppb}
@@ -74,7 +74,7 @@ def epoch_keys(epoch: Epoch, reach: Reach) -> Json:
 
 def unknown_epoch_keys() -> Json:
     """The same of an epoch whose map is refused."""
-    return dict.fromkeys(("near", "guest_seen", "host_within", "announced"))
+    return dict.fromkeys(("near", "guest_seen", "host_within", "began_at"))
 
 
 def pairs_key(pairs: Iterable[ClockPair]) -> list[Json]:
@@ -191,10 +191,10 @@ def _epoch(value: object, where: str) -> tuple[Epoch, Reach]:
     band = _band(item, where) if "bounds" in item else None
     epoch = _said(lambda: Epoch(offset, guest_from, host_from, feasible, ratio, frac_bits, band, near), where)
     seen = _get(item, "guest_seen", where, _pair_of(_stamp))
-    announced = _get(item, "announced", where, _boolean)
-    if to_signed(seen[1] - seen[0]) < 0 or (announced and epoch.host_from is None):
+    if to_signed(seen[1] - seen[0]) < 0:
         raise ValueError(f"{where}: its events are not in order")
-    return epoch, Reach(seen, _get(item, "host_within", where, _spans_from), announced)
+    within, began_at = _get(item, "host_within", where, _spans_from), _get(item, "began_at", where, _stamp_or_none)
+    return epoch, Reach(seen, within, began_at)
 
 
 def _band(item: Json, where: str) -> Band:
@@ -269,12 +269,6 @@ def _list(value: object, where: str) -> list[Any]:
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str) or len(value) > _MAX_TEXT:
         raise ValueError(f"{where} is no text, or too long")
-    return value
-
-
-def _boolean(value: object, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{where} is neither true nor false")
     return value
 
 

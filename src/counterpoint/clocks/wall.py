@@ -71,13 +71,14 @@ class Wall:
                 ticks = to_signed(last.counter - first.counter)
                 rate = Rate.of_ratio(last.realtime_ns - first.realtime_ns, ticks, "realtime")
             return None if rate is None else cls(tuple(ordered), rate, _ppm(host, rate))
-        if host.unit != "ns" or host.date_us is None or host.span is None or abs(host.date_us) > _MOST // 2000:
+        if host.unit != "ns" or host.date_us is None or host.span is None:
             return None
         stamp = host.span[0]
-        if stamp > _MOST // 2:
+        time = stamp + host.date_us * 1000
+        if abs(time) > _MOST:
             return None
-        # trace-cmd measured it before the recording began, and does not say how well
-        date = ClockPair(stamp, stamp + host.date_us * 1000, 1000, "date")
+        # trace-cmd measured it before the recording began (get_date_to_ts), and does not say how well
+        date = ClockPair(stamp, time, 1000, "date")
         return cls((date,), Rate.ns(), _ppm(host, Rate.ns()), is_bounded=False)
 
     @property

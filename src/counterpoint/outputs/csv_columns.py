@@ -79,8 +79,8 @@ def _rows(reader: Iterator[list[str]], table: Table) -> Iterator[tuple[int, list
     while True:
         try:
             row = next(reader, None)
-        except (csv.Error, UnicodeDecodeError) as err:
-            raise BadFileError(f"line {_line(reader) + 1} is no CSV: {err}", table.name) from None
+        except csv.Error as err:
+            raise BadFileError(f"line {_line(reader)} is no CSV: {err}", table.name) from None
         if row is None:
             return
         yield _line(reader), row

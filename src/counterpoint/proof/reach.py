@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from counterpoint.claims import tsc_offset_events
-from counterpoint.clocks.counter import I64, U64, relative
+from counterpoint.claims.model import Claim
+from counterpoint.clocks.counter import I64, U64, relative, to_signed
 from counterpoint.clocks.cpu_clock import Reach
 from counterpoint.clocks.maps import Epoch
 from counterpoint.clocks.spans import Spans
@@ -24,6 +25,8 @@ from counterpoint.traces.recording import Recording
 MAX_SPANS = 1000
 """Spans of one kind that are kept; more are joined where the least lies between them: wider is no less true."""
 
+_REFUTED = Verdict.REFUTED
+
 
 def reaches_of(guest: Recording, vcpu: VcpuProof, thread: Thread, *, in_order: bool = True) -> tuple[Reach, ...] | None:
     """The reach of each epoch of ``vcpu``, all of them sound; None where the host saw no event of one of them.
@@ -32,13 +35,14 @@ def reaches_of(guest: Recording, vcpu: VcpuProof, thread: Thread, *, in_order: b
     """
     windows = thread.real
     maps = [epoch.as_epoch() for epoch in vcpu.epochs]
-    told = [_is_announced(vcpu, epoch) for epoch in vcpu.epochs]
     events = [_sure_events(guest, epoch, clock, windows) for epoch, clock in zip(vcpu.epochs, maps, strict=True)]
     if not all(len(stamps) for stamps in events):
         return None
+    changes: list[int | None] = [None]
     for left, right in pairwise(range(len(maps))):
-        change = vcpu.epochs[right].host_from if told[right] else None
-        both = _apart((maps[left], maps[right]), (events[left], events[right]), windows, change)
+        two = maps[left], maps[right]
+        changes.append(_announced(vcpu, (vcpu.epochs[left], vcpu.epochs[right]), (events[left], events[right])))
+        both = _apart(two, (events[left], events[right]), windows, changes[-1])
         if both is None:
             return None
         events[left], events[right] = both
@@ -48,7 +52,7 @@ def reaches_of(guest: Recording, vcpu: VcpuProof, thread: Thread, *, in_order: b
     after: list[_Side] = [_OPEN_END] * len(maps)
     if in_order:
         for left, right in pairwise(range(len(maps))):
-            change = vcpu.epochs[right].host_from if told[right] else None
+            change = changes[right]
             last, first = (_bound(maps[i], seen[i][e], windows) for i, e in ((left, 1), (right, 0)))
             when = None if change is None else _relative(change, windows)
             fixed = vcpu.epochs[left].fitted is None and vcpu.epochs[right].fitted is None
@@ -61,7 +65,7 @@ def reaches_of(guest: Recording, vcpu: VcpuProof, thread: Thread, *, in_order: b
     for index, ends in enumerate(seen):
         begin, end = before[index], after[index]
         lo, hi = np.r_[begin.lo, begin.own, end.lo], np.r_[begin.hi, end.own, end.hi]
-        out.append(Reach(ends, Spans.joined(windows.base, lo, hi, MAX_SPANS), told[index]))
+        out.append(Reach(ends, Spans.joined(windows.base, lo, hi, MAX_SPANS), changes[index]))
     return tuple(out)
 
 
@@ -120,14 +124,21 @@ def _bound(clock: Epoch, stamp: int, windows: RunWindows) -> tuple[int, int]:
     return _relative(int(early[0]), windows), _relative(int(late[0]), windows)
 
 
-def _is_announced(vcpu: VcpuProof, epoch: EpochProof) -> bool:
-    """Whether KVM's own event says when the epoch began."""
-    return epoch.host_from is not None and any(
-        c.claim.source == tsc_offset_events.SOURCE
-        and c.verdict is not Verdict.REFUTED
-        and c.claim.host_from == epoch.host_from
-        for c in vcpu.claims
-    )
+def _announced(vcpu: VcpuProof, epochs: tuple[EpochProof, EpochProof], events: tuple[U64, U64]) -> int | None:
+    """The host stamp at which KVM's own events say that one epoch followed another; None: they do not, or twice."""
+    told = [c.claim for c in vcpu.claims if c.claim.source == tsc_offset_events.SOURCE and c.verdict is not _REFUTED]
+    ends = {c.host_to for c in told if _is_by(c, epochs[0])} & {c.host_from for c in told if _is_by(c, epochs[1])}
+    last = int(epochs[0].as_epoch().bound(events[0][-1:])[0][0])
+    first = int(epochs[1].as_epoch().bound(events[1][:1])[1][0])
+    between = [t for t in ends if t is not None and to_signed(t - last) >= 0 and to_signed(first - t) >= 0]
+    return between[0] if len(between) == 1 else None
+
+
+def _is_by(claim: Claim, epoch: EpochProof) -> bool:
+    """Whether a claim is of the epoch's own offset, as far as that is known."""
+    if claim.scale != epoch.scale or epoch.feasible is None or epoch.fitted is not None:
+        return False
+    return epoch.feasible[0] <= epoch.feasible[0] + to_signed(claim.offset - epoch.feasible[0]) <= epoch.feasible[1]
 
 
 def _between(

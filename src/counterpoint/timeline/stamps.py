@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, timezone
 from enum import IntEnum
 from typing import Literal
@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 
 from counterpoint.clocks.arch_counter import scale_of
-from counterpoint.clocks.counter import I64, MASK, U64, Bools, add
+from counterpoint.clocks.counter import I64, MASK, U64, add
 from counterpoint.clocks.machines import MachineClock
+from counterpoint.clocks.pairs import ClockPair
 from counterpoint.clocks.wall import Wall
 
 NS_PER_SEC = 1_000_000_000
@@ -194,6 +195,24 @@ def counter_reason(machine: MachineClock) -> str:
     )
 
 
+def pairs_of_counter(
+    pairs: Iterable[ClockPair], machine: MachineClock, counter: ArchCounter | None = None
+) -> list[ClockPair]:
+    """Pairs of a machine's counter and CLOCK_REALTIME, with its trace clock's stamps in place of the counter's values.
+
+    ``counter``: what lies behind a clock in ns, where known. ValueError says why the counter's values are no stamps.
+    """
+    pairs = list(pairs)
+    if machine.unit == "ticks":
+        return pairs
+    if counter is None and pairs:
+        raise ValueError(counter_reason(machine))
+    values = np.array([pair.counter for pair in pairs], np.uint64)
+    stamps = values.tolist() if counter is None else counter.stamps(values).tolist()
+    # a stamp is its tick cut to whole ns
+    return [replace(p, counter=s, bound_ns=p.bound_ns + 1) for p, s in zip(pairs, stamps, strict=True)]
+
+
 def printk_offset(machine: MachineClock, given: int | None) -> int:
     """What is to be taken off a stamp of printk, in ns, to make it one of a machine's trace clock; ValueError: why not.
 
@@ -266,7 +285,9 @@ def resolve(
     if wall is None:
         refuse(rows, f"the wall time of {machine.name} is not known (--realtime STAMP=TIME)")
     elif len(rows):
-        known: Bools
-        (lo[rows], _, hi[rows]), known = wall.stamps(lo[rows].view(np.int64), hi[rows].view(np.int64))
-        refuse(rows[~known], "it is too far from what is known of the wall time")
+        try:
+            (lo[rows], _, hi[rows]), known = wall.stamps(lo[rows].view(np.int64), hi[rows].view(np.int64))
+            refuse(rows[~known], "it is too far from what is known of the wall time")
+        except ValueError as err:
+            refuse(rows, str(err))
     return Stamps(lo, hi, why)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from os import PathLike, fspath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,6 +38,9 @@ from counterpoint.timeline.merge import Machine, Timeline
 from counterpoint.timeline.migration import Part, divide
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
+
+if TYPE_CHECKING:
+    from counterpoint.clocks.machines import Maps
 
 Source = str | PathLike[str] | Recording
 
@@ -113,6 +117,13 @@ class SyncResult:
             by_name[guest.name] = machine
         machines += [by_name[g.name] for g in self.guests]
         return Timeline(machines, self.rate)
+
+    @cached_property
+    def maps(self) -> Maps:
+        """Every clock map with where it holds, for stamps of one's own."""
+        from counterpoint.timeline.maps import maps_of
+
+        return maps_of(self)
 
 
 def sync(
