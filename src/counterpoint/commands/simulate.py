@@ -40,6 +40,7 @@ _HELP: dict[str, dict[str, tuple[str, str]]] = {
         "writes": ("N", "x86: a guest writes one vCPU's TSC"),
         "hotplug": ("", "the first VM's last vCPU comes later"),
         "silent": ("", "no kvm_write_tsc_offset events tell of it"),
+        "vtimers": ("", "guests' timers and what KVM shows of them: arm64's CVALs, x86's TSC deadlines"),
         "probes": ("", "arm64: the host's recording has a probe that logs CNTVOFF"),
         "migrate": ("", "the first VM moves to a second host, recorded as host-b.dat"),
         "khz_b": ("KHZ", "rate of the second host's counter"),

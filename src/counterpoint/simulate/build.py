@@ -8,6 +8,8 @@ import numpy as np
 
 from counterpoint.clocks.counter import MASK
 from counterpoint.errors import UsageError
+from counterpoint.simulate.deadlines import add_deadlines
+from counterpoint.simulate.events import KALLSYMS
 from counterpoint.simulate.file_options import add_options
 from counterpoint.simulate.guest_events import make_guest, make_nested
 from counterpoint.simulate.host_events import make_hosts
@@ -17,6 +19,7 @@ from counterpoint.simulate.plan import Plan, VmCounters, make_counters, make_pla
 from counterpoint.simulate.rates import MachineRates, host_hz
 from counterpoint.simulate.times import make_times
 from counterpoint.simulate.truth import Steps, TraceClock
+from counterpoint.simulate.virtual_timers import add_virtual_timers
 
 
 def build(options: WorldOptions, rng: np.random.Generator) -> tuple[list[Host], list[Guest], tuple[int, int]]:
@@ -51,6 +54,12 @@ def build(options: WorldOptions, rng: np.random.Generator) -> tuple[list[Host], 
     if options.nested:
         assert counters[0] is not None
         guests.append(make_nested(plan, guests[0], counters[0], times, span))
+    if options.vtimers and options.arch == "arm64":
+        add_virtual_timers(plan, times, hosts, guests, host_monos[0])
+        for machine in [*(host.machine for host in hosts), *(guest.machine for guest in guests)]:
+            machine.kallsyms = KALLSYMS
+    elif options.vtimers:
+        add_deadlines(plan, times, hosts, guests)
     add_options(plan, hosts, guests)
     return hosts, guests, span
 

@@ -195,11 +195,52 @@ HRTIMER_EXPIRE_ENTRY = EventKind(
     378, "timer", "hrtimer_expire_entry", ("void * hrtimer", "s64 now", "void * function"),
     '"hrtimer=%p function=%ps now=%llu", REC->hrtimer, REC->function, (unsigned long long) REC->now',
 )  # fmt: skip
+HRTIMER_EXPIRE_EXIT = EventKind(377, "timer", "hrtimer_expire_exit", ("void * hrtimer",), '"hrtimer=%p", REC->hrtimer')
+HRTIMER_START = EventKind(
+    379, "timer", "hrtimer_start", ("void * hrtimer", "void * function", "s64 expires", "s64 softexpires", "int mode"),
+    '"hrtimer=%p function=%ps expires=%llu softexpires=%llu mode=%d", REC->hrtimer, REC->function, '
+    "(unsigned long long) REC->expires, (unsigned long long) REC->softexpires, REC->mode",
+)  # fmt: skip
+HRTIMER_REARM = EventKind(
+    381, "timer", "hrtimer_rearm", ("s64 next_event", "bool deferred"),
+    '"next_event=%llu deferred=%d", (unsigned long long) REC->next_event, REC->deferred',
+)  # fmt: skip
+KVM_GET_TIMER_MAP = EventKind(
+    72, "kvm", "kvm_get_timer_map",
+    ("unsigned long vcpu_id", "int direct_vtimer", "int direct_ptimer", "int emul_vtimer", "int emul_ptimer"),
+    '"VCPU: %ld, dv: %d, dp: %d, ev: %d, ep: %d", REC->vcpu_id, REC->direct_vtimer, REC->direct_ptimer, '
+    "REC->emul_vtimer, REC->emul_ptimer",
+)  # fmt: skip
+KVM_TIMER_SAVE = EventKind(
+    73, "kvm", "kvm_timer_save_state", ("unsigned long ctl", "u64 cval", "int timer_idx"),
+    '"   CTL: 0x%08lx CVAL: 0x%016llx arch_timer_ctx_index: %d", REC->ctl, REC->cval, REC->timer_idx',
+)  # fmt: skip
+KVM_TIMER_RESTORE = EventKind(
+    74, "kvm", "kvm_timer_restore_state", ("unsigned long ctl", "u64 cval", "int timer_idx"),
+    '"CTL: 0x%08lx CVAL: 0x%016llx arch_timer_ctx_index: %d", REC->ctl, REC->cval, REC->timer_idx',
+)  # fmt: skip
+KVM_TIMER_UPDATE_IRQ = EventKind(
+    75, "kvm", "kvm_timer_update_irq", ("unsigned long vcpu_id", "u32 irq", "int level"),
+    '"VCPU: %ld, IRQ %d, level %d", REC->vcpu_id, REC->irq, REC->level',
+)  # fmt: skip
+KVM_TIMER_EMULATE = EventKind(
+    76, "kvm", "kvm_timer_emulate", ("int timer_idx", "bool should_fire"),
+    '"arch_timer_ctx_index: %d (should_fire: %d)", REC->timer_idx, REC->should_fire',
+)  # fmt: skip
+KVM_MSR = EventKind(
+    1423, "kvm", "kvm_msr", ("unsigned int write", "u32 ecx", "u64 data", "bool exception"),
+    '"msr_%s %x = 0x%llx", REC->write ? "write" : "read", REC->ecx, REC->data',
+)  # fmt: skip
+KVM_WAIT_LAPIC_EXPIRE = EventKind(
+    1421, "kvm", "kvm_wait_lapic_expire", ("unsigned int vcpu_id", "s64 delta"),
+    '"vcpu %u: delta %lld", REC->vcpu_id, REC->delta',
+)  # fmt: skip
+KVM_INJ_VIRQ = EventKind(1422, "kvm", "kvm_inj_virq", ("unsigned int vector",), '"IRQ 0x%x", REC->vector')
 SYS_ENTER = EventKind(348, "raw_syscalls", "sys_enter", ("long id",), '"NR %ld", REC->id')
 SYS_EXIT = EventKind(347, "raw_syscalls", "sys_exit", ("long id", "long ret"), '"NR %ld = %ld", REC->id, REC->ret')
 
 _BOTH = (PRINT, KVM_USERSPACE_EXIT, SET_CNTVOFF, SCHED_SWITCH, SCHED_WAKING, IRQ_ENTRY, IRQ_EXIT, HRTIMER_EXPIRE_ENTRY,
-         SYS_ENTER, SYS_EXIT)  # fmt: skip
+         HRTIMER_EXPIRE_EXIT, HRTIMER_START, HRTIMER_REARM, SYS_ENTER, SYS_EXIT)  # fmt: skip
 KINDS = {
     "x86": (
         KVM_ENTRY_X86,
@@ -208,11 +249,32 @@ KINDS = {
         KVM_NESTED_VMEXIT,
         KVM_WRITE_TSC_OFFSET,
         KVM_PVCLOCK_UPDATE,
+        KVM_MSR,
+        KVM_WAIT_LAPIC_EXPIRE,
+        KVM_INJ_VIRQ,
         *_BOTH,
     ),
-    "arm64": (KVM_ENTRY_ARM64, KVM_EXIT_ARM64, KVM_NESTED_ERET, KVM_INJECT_NESTED, *_BOTH),
+    "arm64": (
+        KVM_ENTRY_ARM64,
+        KVM_EXIT_ARM64,
+        KVM_NESTED_ERET,
+        KVM_INJECT_NESTED,
+        KVM_GET_TIMER_MAP,
+        KVM_TIMER_SAVE,
+        KVM_TIMER_RESTORE,
+        KVM_TIMER_UPDATE_IRQ,
+        KVM_TIMER_EMULATE,
+        *_BOTH,
+    ),
 }
 """All events that a machine of each architecture may record."""
+
+TICK_FUNCTION, BACKGROUND_FUNCTION = 0xFFFFFFFF81300000, 0xFFFFFFFF81400000
+KALLSYMS = (
+    f"{TICK_FUNCTION:016x} t tick_nohz_handler\n{BACKGROUND_FUNCTION:016x} t kvm_bg_timer_expire\n"
+    f"{BACKGROUND_FUNCTION + 4096:016x} t what_follows\n"
+).encode()
+"""The kernel's functions that timers call, as far as recordings name them: those of other timers have no name."""
 
 IRQ_NAME = b"virtio0-vq0\0"
 IRQ_NAME_LOC = 12 << 16 | 16

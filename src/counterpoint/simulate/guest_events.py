@@ -59,8 +59,9 @@ def make_guest(plan: Plan, vm: Vm, its: VmCounters, times: Times, host_of: Steps
     tids = tuple(t[vm.first : vm.first + vm.vcpus].tolist() for t in plan.tids[: len(plan.hosts)])
     arm64 = options.arch == "arm64"
     return Guest(
-        machine, None, tids, its.vcpus, clocks, host_of, parent_cpu, arm64, sched_clock_offset=its.sched_clock_offset
-    )
+        machine, None, tids, its.vcpus, clocks, host_of, parent_cpu, arm64, sched_clock_offset=its.sched_clock_offset,
+        mono=mono,
+    )  # fmt: skip
 
 
 def l2_tids_of(plan: Plan) -> list[int]:

@@ -49,6 +49,7 @@ class Machine:
     silent: frozenset[int] = frozenset()
     losses: int = 0
     counted: bool = True
+    kallsyms: bytes = b""
     events: dict[int, CpuEvents] = field(default_factory=dict)
 
     @property
@@ -68,7 +69,7 @@ class Machine:
         formats = [(kind.system, kind.format_text) for kind in KINDS[arch]]
         out = TraceFile(
             self.clock, self.cpus, formats, {p: c for p, c in self.cmdlines.items() if p}, self.options,
-            version=6 if version == 6 else 7, compression=compression,
+            self.kallsyms, version=6 if version == 6 else 7, compression=compression,
         )  # fmt: skip
         out.write(file, self._pages(rng))
         self.blocks = []

@@ -40,7 +40,8 @@ class Guest:
 
     ``tids``: of each vCPU, on each host; ``counters``: of each vCPU; ``clocks``: of each vCPU; L2's of each L1
     CPU, which ``parent_cpu`` says. ``host_of``: the host it is on. ``parent`` None: the host.
-    ``sched_clock_offset``: how far kvm-clock is ahead of its trace clock local, where that shows it.
+    ``sched_clock_offset``: how far kvm-clock is ahead of its trace clock local, where that shows it. ``mono``: an L1's
+    CLOCK_MONOTONIC.
     """
 
     machine: Machine
@@ -53,6 +54,7 @@ class Guest:
     arm64: bool
     given: tuple[int, int] | None = None
     sched_clock_offset: int = 0
+    mono: TraceClock | None = None
 
     def parent_stamps(self, cpu: int, t: I64) -> U64:
         """The stamps of L1's CPU ``cpu``."""

@@ -81,6 +81,7 @@ class WorldOptions:
     decoys: int = 0
     kvm_events: bool = True
     timers: bool = True
+    vtimers: bool = False
     time_shift: TimeShiftKind = "none"
     error: int = 1_000_000
     guest_option: bool = False
@@ -116,6 +117,8 @@ class WorldOptions:
             raise UsageError("pvclock: x86 guests whose trace clock is local have it from kvm-clock")
         if self.pvclock and (self.guest_khz or self.host_khz) <= PVCLOCK_KHZ:
             raise UsageError(f"pvclock is for guests above {PVCLOCK_KHZ} kHz")
+        if self.vtimers and (self.migrate or self.steps):
+            raise UsageError("vtimers: not with a second host, nor where a CLOCK_MONOTONIC steps, as none does")
         if self.migrate and self.nested:
             raise UsageError("a VM that runs nested guests is not migrated here")
         if self.frac not in (32, 48):
@@ -231,7 +234,7 @@ def random_options(seed: int) -> WorldOptions:
         frac=rng.choice((32, 48)),
         drift_ppm=round(rng.uniform(-200, 200), 3) if not exact and rng.random() < 0.6 else 0.0,
         slews=0 if exact else maybe(0.5, rng.randint(1, 6)),
-        steps=0 if exact else maybe(0.1, 1),
+        steps=(steps := 0 if exact else maybe(0.1, 1)),
         nested=nested,
         nested_khz=int(khz * rng.uniform(0.5, 1.5)) if nested and scaled and rng.random() < 0.5 else 0,
         nested_events=bool(nested) and rng.random() < 0.5,
@@ -249,6 +252,7 @@ def random_options(seed: int) -> WorldOptions:
         decoys=rng.choice((0, 0, 1, 2)),
         kvm_events=rng.random() > 0.07,
         timers=rng.random() < 0.7,
+        vtimers=not migrate and not steps and bool(seed % 3),
         time_shift=rng.choice(("none", "none", "true", "true", "wrong", "nested", "zero")),
         error=rng.choice((-1, 1)) * int(10 ** rng.uniform(5, 11)),
         guest_option=rng.random() < 0.4,
