@@ -107,8 +107,11 @@ def _inner(host: Recording, windows: RunWindows) -> _Inner | None:
     if (first < 0).all() and (last < 0).all():
         return None
     lo, hi = windows.lo.copy(), windows.hi.copy()
-    lo[at] = np.where(first >= 0, relative(host.stamp[np.maximum(first, 0)], base), lo[at])
-    hi[at] = np.where(last >= 0, relative(host.stamp[np.maximum(last, 0)], base), hi[at])
+    # stamps in ns are cut off, so that what lies this close may seem to lie the other way round
+    cut = 1 if host.unit == "ns" else 0
+    begins, ends = (relative(host.stamp[np.maximum(row, 0)], base) for row in (first, last))
+    lo[at] = np.where(first >= 0, np.maximum(begins - cut, lo[at]), lo[at])
+    hi[at] = np.where(last >= 0, np.minimum(ends + cut, hi[at]), hi[at])
     of_first, of_last = np.full(len(lo), -1, np.int64), np.full(len(lo), -1, np.int64)
     of_first[at], of_last[at] = first, last
     return _Inner(replace(windows, lo=lo, hi=hi), of_first, of_last)
