@@ -443,7 +443,7 @@ class TestUsage:
 
     @pytest.mark.parametrize(
         "argv",
-        [[], ["frob"], ["info"], ["sync"], ["sync", "host.dat"], ["info", "--frob", "x"], ["show", "x", "--last", "x"]],
+        [[], ["frob"], ["info"], ["sync"], ["info", "--frob", "x"], ["show", "x", "--last", "x"]],
     )
     def test_arguments(self, run, argv):
         answer = run(*argv)
@@ -451,6 +451,11 @@ class TestUsage:
         assert answer.status == 2
         assert answer.out == ""
         assert answer.err.startswith("usage: ")
+
+    @pytest.mark.parametrize("command", ["sync", "verify"])
+    def test_a_host_alone(self, run, command):
+        # a capture folder may stand alone, a recording may not
+        assert "a guest's recording is needed" in run(command, "host.dat").check_refusal()
 
 
 class TestTruncated:

@@ -11,6 +11,7 @@ import pytest
 
 from counterpoint.commands.main import main
 from counterpoint.outputs.report import sync_report
+from counterpoint.simulate import World, WorldOptions
 from counterpoint.timeline.sync import sync
 from writers.worlds import OffsetChange, tiny_pair
 
@@ -50,8 +51,14 @@ VCPU: Shape = {
 TIMELINE: Shape = {
     "events": int, "from_ns": optional(int), "to_ns": optional(int), "unplaced": int, "ns_source": optional(str),
 }  # fmt: skip
+JOIN: Shape = {
+    "source": str, "verdict": str, "guests": [str], "at": int, "host_at": int, "interval": [optional(int)],
+    "offset": optional(int), "unit": str, "ratio": int, "frac_bits": int, "rate_ppm": int, "last_exit": int,
+    "assumption": str, "notes": [str],
+}  # fmt: skip
 VERIFY: Shape = {
-    "schema": int, "host": RECORDING, "guests": [RECORDING | {"parent": str, "vcpus": [VCPU]}], "warnings": [str],
+    "schema": int, "host": RECORDING, "hosts": [RECORDING | {"join": optional(JOIN)}],
+    "guests": [RECORDING | {"parent": str, "vcpus": [VCPU]}], "warnings": [str],
 }  # fmt: skip
 SYNC: Shape = VERIFY | {"timeline": TIMELINE}
 MAY_BE_ADDED = {"candidates": [[int]]}
@@ -99,6 +106,18 @@ def test_the_report_has_exactly_the_keys_of_its_schema(tmp_path: Path, how: dict
     text = json.dumps(sync_report(result), allow_nan=False)
     assert differs(json.loads(text), SYNC) == []
     assert differs(sync_report(result, merged=False), VERIFY) == []
+
+
+@pytest.mark.parametrize("further", [True, False])
+def test_a_further_host_adds_its_keys_alone(tmp_path: Path, further: bool) -> None:
+    World(WorldOptions(migrate=True, events=2500, seed=1)).write(tmp_path)
+    hosts = [tmp_path / "host-b.dat"] if further else []
+    report = sync_report(sync(tmp_path / "host.dat", tmp_path / "guest.dat", hosts=hosts))
+    epochs = [e for v in report["guests"][0]["vcpus"] for e in v["epochs"]]
+    added = [(e.pop("host"), type(e.pop("host_tid"))) for e in epochs if "host" in e]
+    assert added == ([("host-b", int)] * 2 if further else [])
+    assert len(report["hosts"]) == further
+    assert differs(report, SYNC) == []
 
 
 def test_a_refuted_claim_and_an_unmatched_cpu_have_the_same_shape(tmp_path: Path) -> None:
