@@ -11,6 +11,7 @@ import pytest
 
 from counterpoint.commands.main import main
 from counterpoint.outputs.report import sync_report
+from counterpoint.simulate import World, WorldOptions
 from counterpoint.timeline.sync import sync
 from writers.worlds import OffsetChange, tiny_pair
 
@@ -22,8 +23,8 @@ def optional(kind: Any) -> Any:
     return (kind, types.NoneType)
 
 
-RECORDING: Shape = {
-    "name": str, "file": str, "clock": str, "cpus": int, "events": int, "lost_events": int,
+PLAIN: Shape = {"name": str, "file": str, "clock": str, "cpus": int, "events": int, "lost_events": int}
+RECORDING: Shape = PLAIN | {
     "unit": str, "rate": optional({"mult": int, "shift": int, "source": str}), "from": optional(int),
     "to": optional(int), "arch": optional(str), "date_us": optional(int),
 }  # fmt: skip
@@ -62,10 +63,15 @@ VCPU: Shape = {
 TIMELINE: Shape = {
     "events": int, "from_ns": optional(int), "to_ns": optional(int), "unplaced": int, "ns_source": optional(str),
 }  # fmt: skip
+JOIN: Shape = {
+    "source": str, "verdict": str, "guests": [str], "at": int, "host_at": int, "interval": [optional(int)],
+    "offset": optional(int), "unit": str, "ratio": int, "frac_bits": int, "rate_ppm": int, "last_exit": int,
+    "assumption": str, "notes": [str],
+}  # fmt: skip
 VERIFY: Shape = {
     "schema": int, "host": RECORDING, "guests": [RECORDING | {"parent": str, "vcpus": [VCPU]}], "warnings": [str],
     "realtime": [{"stamp": int, "realtime_ns": int, "bound_ns": int, "source": str}],
-    "hosts": [dict],
+    "hosts": [PLAIN | {"join": optional(JOIN)}],
 }  # fmt: skip
 SYNC: Shape = VERIFY | {"timeline": TIMELINE}
 K: Shape = {"lo": int, "hi": int, "source": str}
@@ -190,3 +196,15 @@ def test_the_commands_print_it(tmp_path: Path, command: str, capsys: pytest.Capt
     assert main([command, *files, "--json", "--offset", "0=17"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["guests"][0]["vcpus"][0]["verdict"] == "refuted"
+
+
+@pytest.mark.parametrize("further", [True, False])
+def test_a_further_host_adds_its_keys_alone(tmp_path: Path, further: bool) -> None:
+    World(WorldOptions(migrate=True, events=2500, seed=1)).write(tmp_path)
+    hosts = [tmp_path / "host-b.dat"] if further else []
+    report = sync_report(sync(tmp_path / "host.dat", tmp_path / "guest.dat", hosts=hosts))
+    epochs = [e for v in report["guests"][0]["vcpus"] for e in v["epochs"]]
+    added = [(e.pop("host"), type(e.pop("host_tid"))) for e in epochs if "host" in e]
+    assert added == ([("host-b", int)] * 2 if further else [])
+    assert len(report["hosts"]) == further
+    assert differs(report, SYNC) == []
