@@ -15,7 +15,7 @@ from counterpoint.clocks.machines import Maps
 from counterpoint.clocks.saved import maps_from
 from counterpoint.errors import BadFileError
 from counterpoint.outputs.report import sync_report
-from counterpoint.simulate import World, WorldOptions
+from counterpoint.simulate import World, WorldOptions, random_options
 from counterpoint.timeline.maps import maps_of, read_map
 from counterpoint.timeline.sync import SyncResult, sync
 from simulate.worlds import CASES
@@ -63,6 +63,17 @@ def test_every_event_of_a_world_lies_in_its_answer(tmp_path: Path, name: str) ->
             back = maps.to_guest(events.host_stamp, guest.name, clock.guest_cpu)
             assert holds(back, events.true_stamp)[back.status <= Status.AMBIGUOUS].all()
     assert answered > 0
+
+
+def test_events_at_a_step_that_both_maps_hold_are_in_doubt(tmp_path: Path) -> None:
+    # the first three events after the change lie in windows by the line before it, too
+    world = World(random_options(114))
+    truth = world.write(tmp_path)
+    clock = sync(tmp_path / truth["host"], tmp_path / "guest.dat").maps.guests[0].cpus[1]
+    events = world.events("guest", 1)
+    (first, second) = clock.reaches
+    after = events.stamp[events.epoch == 1]
+    assert first.seen[1] < int(after[0]) <= second.seen[0]
 
 
 def test_a_change_leaves_few_stamps_in_doubt(tmp_path: Path) -> None:

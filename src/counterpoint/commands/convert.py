@@ -266,6 +266,9 @@ def _counter(
 def _output(args: argparse.Namespace, inputs: list[str]) -> Iterator[IO[str]]:
     """Standard output, or a file that is whole or absent."""
     if not args.output:
+        if isinstance(sys.stdout, io.TextIOWrapper) and (args.csv is not None or args.dmesg is not None):
+            # what passes through is anyone's text, and stays as it is
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
         yield sys.stdout
         return
     from counterpoint.outputs.files import replacing
