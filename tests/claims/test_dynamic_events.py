@@ -38,10 +38,13 @@ VCPUS = {101: 0, 102: 1}
 Row = tuple[int, int, Event, dict[str, int]]
 
 
-def host(path: Path, rows: Sequence[Row], *, arm64: bool = True, clock: str = "mono_raw", **options: Any) -> Recording:
-    """``rows``: (stamp, pid, event, fields), on one CPU."""
+def host(
+    path: Path, rows: Sequence[Row], *, arm64: bool = True, clock: str = "mono_raw", cpus: int = 1, **options: Any
+) -> Recording:
+    """``rows``: (stamp, pid, event, fields), on one of ``cpus`` CPUs."""
     leave = KVM_EXIT_ARM64 if arm64 else KVM_EXIT_X86
     file = TraceFile(events=[leave, SET_CNTVOFF, VCPU_LOAD, *OTHERS], clock=clock)
+    file.cpu_count = cpus
     records = [
         (stamp, file.payload(event, pid, **{k: v % (1 << 64) for k, v in fields.items()}))
         for stamp, pid, event, fields in rows
@@ -57,10 +60,11 @@ def sets(*events: tuple[int, int], pid: int = 101) -> list[Row]:
 
 
 def runs(recording: Recording, named: Sequence[Probe] = (), tid: int = 101) -> list[tuple[int, int, int | None]]:
-    """(value, begin, end) of what one thread's probe logged."""
+    """(value, begin, end) of what one thread's probe logged; None: to the end of the recording."""
     logs, _ = logs_of(recording, named, list(VCPUS), VCPUS)
     (log,) = [log for log in logs if log.tid == tid]
-    ends: list[int | None] = [*log.end.tolist()[:-1], None]
+    end = int(recording.stamp.max()) + 1
+    ends = [None if stamp == end else stamp for stamp in log.end.tolist()]
     return list(zip(log.value.tolist(), log.begin.tolist(), ends, strict=True))
 
 
@@ -113,7 +117,7 @@ def test_a_named_event_must_be_there_with_that_field(tmp_path: Path) -> None:
 # -- when a value held
 
 
-def test_a_value_holds_over_puts_and_the_last_has_no_end(tmp_path: Path) -> None:
+def test_a_value_holds_over_puts_and_to_the_end(tmp_path: Path) -> None:
     recording = host(tmp_path, sets((1000, 0), (1100, 7), (1200, 0), (1300, 7), (1400, 0)))
     assert runs(recording) == [(7, 1100, None)]
 
@@ -134,14 +138,32 @@ def test_values_are_signed(tmp_path: Path) -> None:
     assert claim.cntvoff == -5
 
 
-def test_where_events_were_lost_on_the_way_to_another_value_the_end_is_not_known(tmp_path: Path) -> None:
-    rows = sets((1100, 7), (1200, 7), (1500, 9))
-    assert runs(host(tmp_path, rows, missed={2: 5})) == [(7, 1100, 1201), (9, 1500, None)]
+def test_where_events_were_lost_nobody_says_what_held(tmp_path: Path) -> None:
+    recording = host(tmp_path, sets((1100, 7), (1200, 7), (1500, 9)), missed={2: 5})
+    assert runs(recording) == [(7, 1100, 1201), (9, 1500, None)]
 
 
-def test_a_loss_before_the_same_value_ends_nothing(tmp_path: Path) -> None:
-    rows = sets((1100, 7), (1200, 7), (1500, 7), (1600, 9))
-    assert runs(host(tmp_path, rows, missed={2: 5})) == [(7, 1100, 1600), (9, 1600, None)]
+def test_a_value_that_is_there_again_after_a_loss_is_a_run_of_its_own(tmp_path: Path) -> None:
+    """A nested guest may have run meanwhile."""
+    recording = host(tmp_path, sets((1100, 7), (1200, 7), (1500, 7), (1600, 9)), missed={2: 5})
+    assert runs(recording) == [(7, 1100, 1201), (7, 1500, 1600), (9, 1600, None)]
+
+
+def test_what_was_lost_after_the_last_value_ends_it(tmp_path: Path) -> None:
+    rows = [*sets((1100, 7)), *sets((1200, 5), (1300, 5), pid=102)]
+    assert runs(host(tmp_path, rows, missed={2: 5})) == [(7, 1100, 1201)]
+
+
+def test_where_a_cpu_is_not_seen_a_value_holds_until_it_is_put(tmp_path: Path) -> None:
+    """The vCPU may have been loaded there with another."""
+    rows = sets((1100, 7), (1200, 0), (1300, 7), (1400, 0), (1500, 9), (1600, 0), (1700, 7))
+    recording = host(tmp_path, rows, cpus=2)
+    assert runs(recording) == [(7, 1100, 1200), (7, 1300, 1400), (9, 1500, 1600), (7, 1700, None)]
+    # of a probe that logs no puts, what never comes back held from first to last
+    assert runs(host(tmp_path, sets((1100, 7), (1200, 7), (1300, 9)), cpus=2)) == [(7, 1100, 1201), (9, 1300, None)]
+    assert runs(host(tmp_path, sets((1100, 7), (1200, 7), (1300, 9), (1400, 7), (1500, 1)), cpus=2)) == [
+        (7, 1100, 1101), (7, 1200, 1201), (9, 1300, 1301), (7, 1400, 1401), (1, 1500, None),
+    ]  # fmt: skip
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.sampled_from([0, 3, 5, 1 << 63])), min_size=1, max_size=40))
@@ -168,10 +190,10 @@ def test_a_value_that_comes_back_is_one_claim_of_several_spans(tmp_path: Path) -
     seven, nine = log.claims
     assert isinstance(seven, CounterClaim)
     assert (seven.source, seven.cntvoff, seven.tid) == ("lab:set_cntvoff:off", 7, 101)
-    assert (seven.host_from, seven.host_to, nine.host_from, nine.host_to) == (1000, None, 1100, 1400)
+    assert (seven.host_from, seven.host_to, nine.host_from, nine.host_to) == (1000, 1401, 1100, 1400)
     assert seven.held is not None
     assert nine.held is not None
-    assert (seven.held.begin.tolist(), seven.held.end[:-1].tolist()) == ([1000, 1200, 1400], [1100, 1300])
+    assert (seven.held.begin.tolist(), seven.held.end.tolist()) == ([1000, 1200, 1400], [1100, 1300, 1401])
     assert (nine.held.begin.tolist(), nine.held.end.tolist()) == ([1100, 1300], [1200, 1400])
     assert (seven.detail, nine.detail) == ("3 spans", "2 spans")
 
@@ -212,7 +234,7 @@ def test_on_x86_a_named_field_is_kvms_offset(tmp_path: Path) -> None:
     assert isinstance(first, Claim)
     assert isinstance(second, Claim)
     assert (first.offset, first.host_from, first.host_to) == (-7, 1000, 1100)
-    assert (second.offset, second.host_from, second.host_to) == (9, 1100, None)
+    assert (second.offset, second.host_from, second.host_to) == (9, 1100, 1101)
     assert logs_of(recording, [], [101], VCPUS)[0] == []
 
 

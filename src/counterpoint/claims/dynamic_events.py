@@ -102,7 +102,7 @@ def check_probes(probes: Sequence[Probe], hosts: Sequence[Recording]) -> None:
 class Log:
     """What ``probe`` logged of the vCPU of thread ``tid``: runs of one value, in order, n of them.
 
-    Run i has ``value[i]`` i64 from host stamp ``begin[i]`` u64 to before ``end[i]`` u64; but the last has no end.
+    Run i has ``value[i]`` i64 from host stamp ``begin[i]`` u64 to before ``end[i]`` u64.
     """
 
     probe: Probe
@@ -119,9 +119,8 @@ class Log:
         values, first = distinct(self.value)
         for index in np.argsort(first, kind="stable").tolist():
             value, mine = int(values[index]), self.value == values[index]
-            held = Held(self.begin[mine], self.end[mine], is_open=bool(mine[-1]))
-            begin = int(held.begin[0])
-            end = None if held.is_open else int(held.end[-1])
+            held = Held(self.begin[mine], self.end[mine])
+            begin, end = int(held.begin[0]), int(held.end[-1])
             kind = CounterClaim if self.unit == "cntvoff" else Claim
             detail = f"{len(held)} spans" if len(held) > 1 else ""
             source = str(self.probe)
@@ -191,20 +190,31 @@ def _alone(vcpu_ids: Mapping[int, int]) -> Iterator[tuple[int, int]]:
 def _runs(host: Recording, rows: I64, value: I64) -> tuple[U64, U64, I64]:
     """The runs of one vCPU's events ``rows`` in order: (begin, end, value).
 
-    Where events were lost on the way to the next value, nobody says when it came: a run is taken to end there.
+    The last ends with the recording. Where events were lost nobody says what held: a run ends there, and the next event
+    begins another. Where a CPU is not seen at all the vCPU may have been loaded there: a value holds until it is put.
     """
-    kept = value != 0
-    if not kept.any():
-        kept = ~kept
-    stamp, value = host.stamp[rows[kept]], value[kept]
-    first = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])
-    begin, final = stamp[first], stamp[np.r_[first[1:] - 1, len(value) - 1]]
-    end = np.r_[begin[1:], final[-1:]]
+    every, kept = relative(host.stamp[rows], host.base), np.flatnonzero(value)
+    puts = 0 < len(kept) < len(value)
+    if not len(kept):
+        kept = np.arange(len(value))
+    when, value = every[kept], value[kept]
+    same = value[1:] == value[:-1]
+    after = np.r_[when[1:], int(relative(host.stamp, host.base).max()) + 1]
+    unseen = when < host.unseen_until
+    if unseen.any():
+        alone = when + 1
+        until = np.where(kept + 1 < len(every), every[np.minimum(kept + 1, len(every) - 1)], alone)
+        if not puts:
+            comes_back = int((~same).sum()) + 1 > len(distinct(value)[0])
+            until = np.where(np.r_[same, False] & (not comes_back), after, alone)
+        after = np.where(unseen, until, after)
     lost = host.lost_after
-    if len(lost) and len(first) > 1:
-        since, until = relative(final, host.base), relative(end, host.base)
-        following = np.searchsorted(lost, since, side="left")
-        cut = lost[np.minimum(following, len(lost) - 1)]
-        cuts = (following < len(lost)) & (cut < until)
-        end = np.where(cuts, (cut + 1).view(np.uint64) + np.uint64(host.base), end)
-    return begin, end, value[first]
+    if len(lost):
+        following = np.searchsorted(lost, when, side="left")
+        cut = np.where(following < len(lost), lost[np.minimum(following, len(lost) - 1)] + 1, after)
+        after = np.minimum(after, cut)
+    goes_on = same & (after[:-1] == when[1:])
+    first = np.flatnonzero(np.r_[True, ~goes_on])
+    last = np.r_[first[1:] - 1, len(value) - 1]
+    base = np.uint64(host.base)
+    return when[first].view(np.uint64) + base, after[last].view(np.uint64) + base, value[first]

@@ -14,12 +14,11 @@ from counterpoint.clocks.scaling import Scale
 class Held:
     """Spans of host time in which a source saw its value hold, in order.
 
-    From ``begin`` u64[n] to before ``end`` u64[n]; ``is_open``: the last has no end.
+    From ``begin`` u64[n] to before ``end`` u64[n].
     """
 
     begin: U64
     end: U64
-    is_open: bool = False
 
     def __len__(self) -> int:
         """How many spans."""
@@ -33,10 +32,7 @@ class Held:
         begin, end = relative(self.begin, base), relative(self.end, base)
         first, last = relative(early, base), relative(late, base)
         at = np.searchsorted(begin, first, side="right") - 1
-        within = last < end[at]
-        if self.is_open:
-            within |= at == len(begin) - 1
-        out: Bools = (at >= 0) & (first <= last) & within
+        out: Bools = (at >= 0) & (first <= last) & (last < end[at])
         return out
 
 

@@ -85,7 +85,9 @@ class _Ran:
         """Whether the vCPU ran from host stamp ``begin`` (None: ever) to before ``end``; and whether it may have."""
         if self.stamps is None:
             return True, True
-        return self._any(self.stamps, begin, end), self._any(self.host.lost_after, begin, end)
+        unseen = self._any(self.host.lost_after, begin, end)
+        unseen |= self.host.unseen_until > (0 if begin is None else to_signed(begin - self.host.base))
+        return self._any(self.stamps, begin, end), unseen
 
     def _any(self, stamps: I64, begin: int | None, end: int) -> bool:
         first = 0 if begin is None else int(np.searchsorted(stamps, to_signed(begin - self.host.base)))

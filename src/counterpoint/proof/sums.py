@@ -118,8 +118,8 @@ class Hypervisor:
         is_own = np.isin(log.value, np.array(sorted(self._own(log)), np.int64))
         before = np.maximum.accumulate(np.where(is_own, np.arange(len(log.value)), -1))[at]
         known = (run >= 0) & (before >= 0) & ~is_own[at]
-        within = (last < relative(log.end, base)[at]) | (at == len(log.value) - 1)
-        return log.value[at], log.value[np.maximum(before, 0)], known & within
+        known &= last < relative(log.end, base)[at]
+        return log.value[at], log.value[np.maximum(before, 0)], known
 
 
 def explained(vcpus: Iterable[VcpuProof], sums: Iterable[Sum], hypervisor: str, guest: str) -> tuple[VcpuProof, ...]:

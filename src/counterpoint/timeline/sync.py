@@ -572,9 +572,18 @@ def _with_help(job: _Job, host: Recording, vcpus: list[VcpuProof], counter: Coun
     if all(v.verdict.is_sound for v in vcpus):
         return vcpus
     helpful = [claim for c in job.counted if (claim := in_ns(c, counter)) is not None]
-    # what a probe's first value says of the time before it is held against the events as the rest is
+    # what a probe's first and last value say of the time beyond them is held against the events as the rest is
     first = {(c.source, c.tid): c for c in reversed(helpful) if c.held is not None}
-    helpful = [replace(c, host_from=None, held=None) if c is first.get((c.source, c.tid)) else c for c in helpful]
+    last = {(c.source, c.tid): c for c in helpful if c.held is not None}
+    helpful = [
+        replace(
+            c,
+            host_from=None if c is first.get((c.source, c.tid)) else c.host_from,
+            host_to=None if c is last.get((c.source, c.tid)) else c.host_to,
+            held=None if c.held is not None and len(c.held) == 1 else c.held,
+        )
+        for c in helpful
+    ]
     typed, logged = [c for c in helpful if c.tid is None], [c for c in helpful if c.tid is not None]
     helped = _by_constants(replace(job, by_cpu=job.by_cpu + typed, writes=job.writes + logged), host)
     if sum(v.verdict.is_sound for v in helped) <= sum(v.verdict.is_sound for v in vcpus):

@@ -108,11 +108,20 @@ class Recording:
     def lost_after(self) -> I64:
         """After which stamps, counted from the base, events of some CPU were lost: i64, in order.
 
-        What was lost before a CPU's first event has no such stamp, and is left out.
+        What was lost before a CPU's first event has no such stamp: see ``unseen_until``.
         """
         first = np.array([s.first for s in self.streams], np.int64)
         row = self.losses.row[self.losses.row > first[self.losses.stream]]
         return np.sort(relative(self.stamp[row - 1], self.base))
+
+    @cached_property
+    def unseen_until(self) -> int:
+        """Until which stamp, counted from the base, some CPU's events may all be missing; 2**62 where one has none."""
+        if len({s.cpu for s in self.streams if s.last > s.first}) < self.cpus:
+            return 1 << 62
+        first = np.array([s.first for s in self.streams], np.int64)
+        row = self.losses.row[self.losses.row == first[self.losses.stream]]
+        return int(relative(self.stamp[row], self.base).max(initial=0))
 
     def __len__(self) -> int:
         """Number of events."""
