@@ -112,7 +112,8 @@ def test_what_is_said_of_random_worlds_is_true(tmp_path, seed):
     try:
         world = World(dataclasses.replace(options, migrate=True, nested=0, nested_khz=0, nested_events=False))
     except UsageError:
-        pytest.skip("no such world")
+        # a world that cannot be: nothing is said of it
+        return
 
     world, result = written(world, tmp_path)
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from counterpoint.commands.common import add_claims, run_sync, warn, warn_all
+from counterpoint.commands.common import add_claims, add_hosts, run_sync, warn, warn_all
 from counterpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known.add_argument("--host-k", type=int, metavar="K", help="arm64: the same of the host")
     parser.add_argument("--json", action="store_true", help="one JSON object a line for each value")
     add_claims(parser)
+    add_hosts(parser)
 
 
 def run(args: argparse.Namespace) -> int:
