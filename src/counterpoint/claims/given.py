@@ -4,7 +4,8 @@ A claims file has one JSON object a line::
 
     {"guest": "vm1", "cpu": 0, "offset": -81892957611, "source": "my-vmm", "host_from": null, "host_to": null}
 
-``cpu`` and ``offset`` are required; ``guest`` is a recording's file stem (all guests where it is absent).
+``cpu`` and ``offset`` are required; ``guest`` is a recording's file stem (all guests where it is absent). ``ratio`` and
+``frac_bits`` are those of a scaled counter. Other keys are the writer's own (docs/vmm-authors.md).
 """
 
 from __future__ import annotations
@@ -73,6 +74,9 @@ def _claim(entry: object) -> tuple[str | None, Claim]:
     def optional(name: str) -> int | None:
         return None if entry.get(name) is None else integer(name, 0)
 
+    ratio, bits = optional("ratio"), optional("frac_bits")
+    if (ratio is None) is not (bits is None) or ratio == 0 or (bits or 0) > 63:
+        raise ValueError("its 'ratio' and 'frac_bits' are no scale: both are needed, frac_bits up to 63")
     guest = entry.get("guest")
     claim = Claim(
         str(entry.get("source", "claims-file")),
@@ -80,5 +84,7 @@ def _claim(entry: object) -> tuple[str | None, Claim]:
         guest_cpu=integer("cpu", 0),
         host_from=optional("host_from"),
         host_to=optional("host_to"),
+        ratio=1 if ratio is None else ratio,
+        frac_bits=0 if bits is None else bits,
     )
     return (None if guest is None else str(guest)), claim

@@ -98,6 +98,15 @@ def _say(lines: list[str]) -> None:
 
 
 def _watch(args: argparse.Namespace, request: Request) -> int:
+    try:
+        _watch_on(args, request)
+    except KeyboardInterrupt:
+        # the ordinary end of a watch
+        warn("ended")
+    return 0
+
+
+def _watch_on(args: argparse.Namespace, request: Request) -> None:
     from counterpoint.live.offsets import gather
     from counterpoint.live.report import change_claims, change_line, change_values, claims, missing_lines, report, table
     from counterpoint.live.watch import POLL, Watch
@@ -114,23 +123,18 @@ def _watch(args: argparse.Namespace, request: Request) -> int:
             _say([*table(found), *missing_lines(m for m in watch.missing if m not in found.missing), "", "watching:"])
         _keep(written, claims(found))
         _metrics(args, found)
-        try:
-            while end is None or time.monotonic() < end:
-                sys.stdout.flush()
-                time.sleep(POLL)
-                changes = watch.poll()
-                for change in changes:
-                    if args.json:
-                        _line(change_values(change))
-                    else:
-                        _say([change_line(change)])
-                _keep(written, change_claims(changes, named=len(watch.vms) > 1))
-                if changes and args.openmetrics:
-                    _metrics(args, gather(request))
-        except KeyboardInterrupt:
-            # the ordinary end of a watch
-            warn("ended")
-    return 0
+        while end is None or time.monotonic() < end:
+            sys.stdout.flush()
+            time.sleep(POLL)
+            changes = watch.poll()
+            for change in changes:
+                if args.json:
+                    _line(change_values(change))
+                else:
+                    _say([change_line(change)])
+            _keep(written, change_claims(changes, named=len(watch.vms) > 1))
+            if changes and args.openmetrics:
+                _metrics(args, gather(request))
 
 
 def _keep(file: TextIO | None, lines: list[str]) -> None:

@@ -46,11 +46,12 @@ def folders() -> dict[tuple[int, int], Path]:
 
 def absence() -> str | None:
     """Why KVM's debugfs cannot be read, with the cure; None: it can."""
-    if ROOT.is_dir():
+    # (not Path.is_dir, which raises where the folder above may not be entered)
+    if os.path.isdir(ROOT):
         return None
     if os.geteuid():
         return "debugfs cannot be read: run as root"
-    if not ROOT.parent.is_dir():
+    if not os.path.isdir(ROOT.parent):
         return "this kernel has no debugfs (CONFIG_DEBUG_FS)"
     with suppress(OSError):
         if os.listdir(ROOT.parent):

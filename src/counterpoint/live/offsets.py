@@ -38,6 +38,11 @@ def gather(request: Request) -> HostOffsets:
     out = HostOffsets([VcpuOffsets(vm, vcpu) for vm in vms for vcpu in vm.vcpus], vms, notes=notes)
     if not vms and os.geteuid():
         raise UsageError("no VM can be seen: run as root (other users' descriptors may not be read)")
+    root = tracefs.find_root()
+    if root is not None:
+        out.notes += [
+            f"removed the {left.kind} {left.name} of a process that was killed" for left in tracefs.sweep(root)
+        ]
     _from_debugfs(out)
     if request.probes:
         _from_probes(out)
@@ -130,7 +135,6 @@ def _from_probes(out: HostOffsets) -> None:
 
 
 def _open(stack: ExitStack, root: Path) -> tuple[probes.Probe | None, Missing | None]:
-    tracefs.sweep(root)
     return probes.open_probe(stack, root, stack.enter_context(tracefs.instance(root)))
 
 

@@ -6,11 +6,12 @@ what it is: the next run removes it (``sweep``), and ``doctor`` names it. The to
 
 from __future__ import annotations
 
-import atexit
+import itertools
 import os
 import re
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from counterpoint.live.pages import Format, events_of, lost_before, parse_format
 ROOTS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 _PREFIX = "counterpoint"
 _OURS = re.compile(rf"{_PREFIX}_(\d+)_(\d+)")
-_PAGE_LIMIT = 1 << 20
+_NUMBERS = itertools.count()
 
 
 def find_root() -> Path | None:
@@ -52,8 +53,8 @@ def started(pid: int) -> int | None:
 
 
 def own_name() -> str:
-    """The name of what this process makes."""
-    return f"{_PREFIX}_{os.getpid()}_{started(os.getpid())}"
+    """A name for something that this process makes, another each time."""
+    return f"{_PREFIX}_{os.getpid()}_{started(os.getpid())}_{next(_NUMBERS)}"
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,16 @@ def sweep(root: Path) -> list[Leftover]:
     return out
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C and its kin wait until the block ends: what is made is known, what is removed is gone."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _is_dead(name: str) -> bool:
     match = _OURS.match(name)
     return bool(match) and started(int(match[1])) != int(match[2])  # type: ignore[index]
@@ -115,9 +126,16 @@ def _write(path: Path, text: str, *, append: bool = False) -> None:
 
 
 def _remove_instance(folder: Path) -> None:
-    with suppress(OSError):
-        _write(folder / "events" / "enable", "0")
-    folder.rmdir()
+    with _uninterrupted():
+        with suppress(OSError):
+            _write(folder / "events" / "enable", "0")
+        with suppress(FileNotFoundError):
+            folder.rmdir()
+
+
+def _remove_event(root: Path, group: str, name: str) -> None:
+    with _uninterrupted(), suppress(FileNotFoundError):
+        _write(root / "dynamic_events", f"-:{group}/{name}", append=True)
 
 
 class Instance:
@@ -130,7 +148,7 @@ class Instance:
         self.clock = clock
         self._pipes: list[int] = []
         self._formats: dict[int, tuple[str, Format]] = {}
-        (self.page_size,) = {self._page_size()}
+        self.page_size = self._page_size()
 
     def _page_size(self) -> int:
         with suppress(OSError, ValueError):
@@ -178,38 +196,30 @@ class Instance:
         return out, lost
 
     def close(self) -> None:
-        """Remove it."""
+        """Close its buffers: one that is open cannot be removed."""
         for pipe in self._pipes:
             os.close(pipe)
         self._pipes = []
-        if self.folder.is_dir():
-            _remove_instance(self.folder)
 
 
 @contextmanager
 def instance(root: Path, buffer_kb: int = 256) -> Iterator[Instance]:
     """An instance in the exact clock of this machine, gone when the block ends. UsageError where none can be made."""
     folder = root / "instances" / own_name()
-    try:
-        folder.mkdir()
-    except OSError as err:
-        raise UsageError(f"no tracefs instance can be made in {root}/instances: {err.strerror}") from None
-    made = None
-    try:
+    with ExitStack() as stack:
+        with _uninterrupted():
+            try:
+                folder.mkdir()
+            except OSError as err:
+                raise UsageError(f"no tracefs instance can be made in {root}/instances: {err.strerror}") from None
+            stack.callback(_remove_instance, folder)
         clocks = (root / "trace_clock").read_text().replace("[", "").replace("]", "").split()
         clock = next((name for name in ("x86-tsc", "mono_raw") if name in clocks), "global")
         _write(folder / "trace_clock", clock)
         _write(folder / "buffer_size_kb", str(buffer_kb))
         made = Instance(root, folder, clock)
-        # the way out that a context manager does not see
-        atexit.register(made.close)
+        stack.callback(made.close)
         yield made
-    finally:
-        if made is not None:
-            made.close()
-            atexit.unregister(made.close)
-        else:
-            _remove_instance(folder)
 
 
 @contextmanager
@@ -219,18 +229,11 @@ def dynamic_event(root: Path, name: str, kind: str, place_and_arguments: str) ->
     ``kind`` is p, f or t, ``place_and_arguments`` what follows the name (Documentation/trace/fprobetrace.rst).
     """
     group = own_name()
-
-    def remove() -> None:
-        with suppress(FileNotFoundError):
-            _write(root / "dynamic_events", f"-:{group}/{name}", append=True)
-
-    atexit.register(remove)
-    try:
-        _write(root / "dynamic_events", f"{kind}:{group}/{name} {place_and_arguments}", append=True)
+    with ExitStack() as stack:
+        with _uninterrupted():
+            _write(root / "dynamic_events", f"{kind}:{group}/{name} {place_and_arguments}", append=True)
+            stack.callback(_remove_event, root, group, name)
         yield group, name
-    finally:
-        remove()
-        atexit.unregister(remove)
 
 
 def last_error(root: Path) -> str:

@@ -32,17 +32,18 @@ def intersect(guests: Sequence[tuple[int, int, int]], ratio: int = 1, frac_bits:
 
     guest = (host * ratio >> frac_bits) + offset modulo 2**64 for a host value from before to after.
     """
-    low, high = -(1 << 63), (1 << 63) - 1
-    first: int | None = None
+    limits: list[tuple[int, int]] = []
     for before, guest, after in guests:
-        most = signed(guest - (before * ratio >> frac_bits))
-        least = most - ((after * ratio >> frac_bits) - (before * ratio >> frac_bits))
-        if first is None:
-            first = most
-        # all on one turn of the 64 bits
-        shift = signed(most - first) + first - most
-        low, high = max(low, least + shift), min(high, most + shift)
-    return (low, high) if first is not None and low <= high else None
+        scaled = before * ratio >> frac_bits
+        most = signed(guest - scaled)
+        if limits:
+            # all on the same turn of the 64 bits
+            most = limits[0][1] + signed(most - limits[0][1])
+        limits.append((most - ((after * ratio >> frac_bits) - scaled), most))
+    if not limits:
+        return None
+    low, high = max(least for least, _ in limits), min(most for _, most in limits)
+    return (low, high) if low <= high else None
 
 
 def read_vcpu(

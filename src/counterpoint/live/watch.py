@@ -62,7 +62,6 @@ class Watch:
         """Make the instance, and the probe where this kernel takes one."""
         self._stack.__enter__()
         try:
-            tracefs.sweep(self._root)
             self._instance = self._stack.enter_context(tracefs.instance(self._root, 1024))
             try:
                 self._instance.enable("kvm", WRITES)
