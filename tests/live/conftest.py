@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +107,14 @@ def run_vmm(tmp_path) -> Iterator[Callable[..., RunningVmm]]:
         for vmm in running:
             vmm.process.kill()
             vmm.process.wait()
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """No other process of these tests is in tracefs meanwhile: it is the whole machine's."""
+    with (Path(tempfile.gettempdir()) / "counterpoint-tests.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 1 << 18

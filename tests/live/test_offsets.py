@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from counterpoint.live.missing import Missing
 from counterpoint.live.model import ACTIVE, L1, HostOffsets, Reading, VcpuOffsets
 from counterpoint.live.vms import Vcpu, Vm
 from live.conftest import FULL
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def counterpoint(*arguments: str) -> tuple[int, str, str]:
@@ -137,34 +140,43 @@ def test_a_write_that_kvm_logs_is_shown_and_held_against_the_rest(run_vmm, trace
     assert ours(tracefs_root) == []
 
 
+@contextmanager
+def watching() -> Iterator[subprocess.Popen[str]]:
+    """A watch that has begun."""
+
+    def heed_ctrl_c() -> None:
+        # a shell lets what it starts in the background ignore Ctrl-C, and so this test, and so its children
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    command = [sys.executable, "-m", "counterpoint", "offsets", "--watch"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    ) as watch:
+        try:
+            while watch.stdout.readline() != "watching:\n":
+                assert watch.poll() is None
+            yield watch
+        finally:
+            watch.kill()
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_watch_that_is_ended_leaves_nothing(tracefs_root, debugfs_root, how):
-    with subprocess.Popen(
-        [sys.executable, "-m", "counterpoint", "offsets", "--watch"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as watch:
-        while watch.stdout.readline() != "watching:\n":
-            assert watch.poll() is None
+    with watching() as watch:
         assert len(ours(tracefs_root)) >= 1
         watch.send_signal(how)
-        watch.communicate(timeout=10)
+        watch.communicate(timeout=20)
 
     assert watch.returncode == (0 if how == signal.SIGINT else 128 + how)
     assert ours(tracefs_root) == []
 
 
 def test_a_watch_that_is_killed_is_swept_by_the_next_run(tracefs_root, debugfs_root):
-    with subprocess.Popen(
-        [sys.executable, "-m", "counterpoint", "offsets", "--watch"], stdout=subprocess.PIPE, text=True
-    ) as watch:
-        while watch.stdout.readline() != "watching:\n":
-            assert watch.poll() is None
-        watch.kill()
+    with watching():
+        pass
     assert len(ours(tracefs_root)) == 1
 
-    assert counterpoint("offsets", "--watch", "--for", "0.1")[0] == 0
+    assert counterpoint("offsets")[0] == 0
 
     assert ours(tracefs_root) == []
 

@@ -18,6 +18,8 @@ from counterpoint.live import probes, tracefs
 from counterpoint.live.probes import NAME, Recipe, change_filter, open_probe, read_once
 from helpers import need
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 
 def ours(root: Path) -> list[str]:
     """Everything of ours that is there."""

@@ -19,6 +19,7 @@
     push r15
     sub rsp, 0x108
     mov [rsp], rdi
+    mov qword ptr [rsp + 48], 0
 again:
     mov rax, [rsp]
     cmp qword ptr [rax], 0
@@ -47,7 +48,11 @@ again:
     lfence
     shl rdx, 32
     or rax, rdx
+    # after an interruption the guest may have read its counter already: the bracket began before it
+    cmp qword ptr [rsp + 48], 0
+    jne interrupted_before
     mov [rsp + 24], rax
+interrupted_before:
     xor edx, edx
     mov eax, 16
     stc
@@ -114,6 +119,7 @@ unexpected:
     jmp leave
 interrupted:
     inc qword ptr [rax + 24]
+    mov qword ptr [rsp + 48], 1
     jmp again
 record:
     mov rcx, [rax + 88]
@@ -131,6 +137,7 @@ record:
     mov [rdx + 24], rcx
     inc rcx
     mov [rax + 88], rcx
+    mov qword ptr [rsp + 48], 0
     jmp again
 leave:
     vzeroupper
