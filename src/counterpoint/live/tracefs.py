@@ -141,7 +141,7 @@ def _remove_event(root: Path, group: str, name: str) -> None:
 class Instance:
     """An instance of our own: buffers, clock and enabled events that nobody else sees."""
 
-    def __init__(self, root: Path, folder: Path, clock: str) -> None:
+    def __init__(self, root: Path, folder: Path, clock: str, buffer_kb: int) -> None:
         """Use ``instance()``."""
         self.root = root
         self.folder = folder
@@ -149,6 +149,7 @@ class Instance:
         self._pipes: list[int] = []
         self._formats: dict[int, tuple[str, Format]] = {}
         self.page_size = self._page_size()
+        self._pages = max(2, buffer_kb * 1024 // self.page_size)
 
     def _page_size(self) -> int:
         with suppress(OSError, ValueError):
@@ -174,13 +175,16 @@ class Instance:
         _write(self.folder / "events" / system / name / "enable", "0")
 
     def read(self) -> tuple[list[tuple[int, str, dict[str, int]]], bool]:
-        """(stamp, event, fields by name) of what was recorded since the last call, in order; and if some was lost."""
+        """(stamp, event, fields by name) of what was recorded since the last call, in order; and if some was lost.
+
+        At most what the buffers hold at once: where events come faster than they are read, the rest is the next call's.
+        """
         if not self._pipes:
             pattern = sorted((self.folder / "per_cpu").glob("cpu*/trace_pipe_raw"))
             self._pipes = [os.open(path, os.O_RDONLY | os.O_NONBLOCK) for path in pattern]
         out, lost = [], False
         for pipe in self._pipes:
-            while True:
+            for _ in range(self._pages):
                 try:
                     page = os.read(pipe, self.page_size)
                 except BlockingIOError:
@@ -217,7 +221,7 @@ def instance(root: Path, buffer_kb: int = 256) -> Iterator[Instance]:
         clock = next((name for name in ("x86-tsc", "mono_raw") if name in clocks), "global")
         _write(folder / "trace_clock", clock)
         _write(folder / "buffer_size_kb", str(buffer_kb))
-        made = Instance(root, folder, clock)
+        made = Instance(root, folder, clock, buffer_kb)
         stack.callback(made.close)
         yield made
 
