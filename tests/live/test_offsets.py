@@ -174,7 +174,7 @@ def test_a_watch_that_is_ended_leaves_nothing(tracefs_root, debugfs_root, how):
 def test_a_watch_that_is_killed_is_swept_by_the_next_run(tracefs_root, debugfs_root):
     with watching():
         pass
-    assert len(ours(tracefs_root)) == 1
+    assert ours(tracefs_root)
 
     assert counterpoint("offsets")[0] == 0
 
@@ -292,6 +292,25 @@ def test_sources_that_exclude_each_other_are_named_and_the_exit_status_is_1(monk
     assert status == 1
     json_found = json.loads(out)["vms"]
     assert json_found[0]["vcpus"] == []  # of another VM object: nothing is mixed up
+
+
+@pytest.mark.parametrize(("then", "agree"), [(5, True), (4, False)])
+def test_a_contradiction_is_read_a_second_time(monkeypatch, then, agree):
+    vm = Vm(7, 5, "QEMU", "web", (Vcpu(0, 9, 8, "debugfs", 0),))
+    said = iter([(0, 5), (then, 5)])
+
+    def read(out, _request):
+        out.vcpus[0].readings += [
+            reading(name, value) for name, value in zip(("debugfs", "probe"), next(said), strict=True)
+        ]
+
+    monkeypatch.setattr(offsets, "find_vms", lambda _: ([vm], []))
+    monkeypatch.setattr(offsets, "_read", read)
+
+    found = offsets.gather(offsets.Request())
+
+    assert [r.low for r in found.vcpus[0].readings] == [then, 5]
+    assert found.vcpus[0].agree() is agree
 
 
 def test_l2s_offset_is_no_contradiction_to_l1s():

@@ -43,12 +43,14 @@ def gather(request: Request) -> HostOffsets:
         out.notes += [
             f"removed the {left.kind} {left.name} of a process that was killed" for left in tracefs.sweep(root)
         ]
-    _from_debugfs(out)
-    if request.probes:
-        _from_probes(out)
-    if request.vmm:
-        _from_vmms(out, request.brackets)
-    elif vms:
+    _read(out, request)
+    if any(each.conflicts() for each in out.vcpus):
+        # the offset may have changed between two sources: what is no such change contradicts again
+        for each in out.vcpus:
+            each.readings, each.missing = [], []
+        out.missing = []
+        _read(out, request)
+    if vms and not request.vmm:
         out.missing.append(
             Missing("vmm", "off: --vmm asks KVM from inside the VMM; each vCPU stands still for a moment")
         )
@@ -61,6 +63,14 @@ def gather(request: Request) -> HostOffsets:
         ]
         raise UsageError("no source of offsets answers here. " + "; ".join(reasons))
     return out
+
+
+def _read(out: HostOffsets, request: Request) -> None:
+    _from_debugfs(out)
+    if request.probes:
+        _from_probes(out)
+    if request.vmm:
+        _from_vmms(out, request.brackets)
 
 
 def _from_debugfs(out: HostOffsets) -> None:

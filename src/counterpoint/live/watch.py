@@ -62,15 +62,17 @@ class Watch:
         """Make the instance, and the probe where this kernel takes one."""
         self._stack.__enter__()
         try:
-            self._instance = self._stack.enter_context(tracefs.instance(self._root, 1024))
+            self._writes = self._stack.enter_context(tracefs.instance(self._root))
             try:
-                self._instance.enable("kvm", WRITES)
+                self._writes.enable("kvm", WRITES)
             except OSError:
                 self.missing.append(
                     Missing(WRITES, "this kernel's kvm has no such event (x86 only, or kvm is not loaded)")
                 )
             if self._request.probes:
-                self._probe, missing = probes.open_probe(self._stack, self._root, self._instance)
+                # entries are many: in a buffer of their own they overwrite no write
+                entries = self._stack.enter_context(tracefs.instance(self._root, 1024))
+                self._probe, missing = probes.open_probe(self._stack, self._root, entries)
                 if missing:
                     self.missing.append(missing)
             if self._probe:
@@ -96,22 +98,19 @@ class Watch:
         out: list[Change] = []
         if time.monotonic() - self._scanned >= RESCAN:
             out += self._rescan()
-        events, lost = self._instance.read()
+        events, lost = self._writes.read()
         if lost:
             out.append(Change("lost", None, None, None))
-        if any(name == WRITES and vm_of_thread(self.vms, fields["common_pid"]) is None for _, name, fields in events):
+        if any(vm_of_thread(self.vms, fields["common_pid"]) is None for _, _, fields in events):
             out += self._rescan()
         written: dict[tuple[int, int | None], Change] = {}
-        for stamp, name, fields in events:
-            if name == WRITES:
-                change = self._write(stamp, fields)
-                out.append(change)
-                if change.vm is not None:
-                    written[change.vm.pid, change.vcpu_number] = change
-            elif self._probe is not None:
-                out += self._entry(stamp, fields)
-        if self._probe is not None and events:
-            self._probe.only_changes()
+        for stamp, _, fields in events:
+            change = self._write(stamp, fields)
+            out.append(change)
+            if change.vm is not None:
+                written[change.vm.pid, change.vcpu_number] = change
+        if self._probe is not None:
+            out += self._entries(self._probe)
         for change in written.values():
             out += self._hold(change)
         out += self._debugfs()
@@ -135,7 +134,7 @@ class Watch:
         tid, number = fields["common_pid"], fields["vcpu_id"]
         vm = vm_of_thread(self.vms, tid)
         value = signed(fields["next_tsc_offset"])
-        at = stamp if self._instance.clock == "x86-tsc" else None
+        at = stamp if self._writes.clock == "x86-tsc" else None
         reading = Reading(WRITES, L1, value, value, at, time.time_ns())
         return Change("write", vm, number, tid, reading, signed(fields["previous_tsc_offset"]))
 
@@ -149,9 +148,15 @@ class Watch:
             if other.level == L1 and not other.low <= change.reading.low <= other.high:
                 yield replace(change, what="disagree", before=None, other=other)
 
-    def _entry(self, stamp: int, fields: dict[str, int]) -> Iterator[Change]:
-        probe = self._probe
-        assert probe is not None
+    def _entries(self, probe: probes.Probe) -> list[Change]:
+        # (overwritten entries are no loss: the last of each thread says what holds)
+        events, _ = probe.instance.read()
+        out = [change for stamp, _, fields in events for change in self._entry(probe, stamp, fields)]
+        if out:
+            probe.only_changes()
+        return out
+
+    def _entry(self, probe: probes.Probe, stamp: int, fields: dict[str, int]) -> Iterator[Change]:
         tid = fields["common_pid"]
         before = probe.known.get(tid)
         value = fields[probe.recipe.key]
