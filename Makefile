@@ -5,13 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := tests/data/x86-agent
 
-.PHONY: demo test lint bench clean help
+.PHONY: demo test test-live lint bench zipapp clean help
 
 help:
 	@echo "make demo   the main job on a bundled recording of a host and its guest"
 	@echo "make test   all tests (install Debian's trace-cmd to compare with it)"
+	@echo "make test-live  tests of the running kernel: root, tracefs, /dev/kvm"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make bench  timings, side by side with trace-cmd"
+	@echo "make zipapp counterpoint.pyz: the live commands in one file, for any Python from 3.9 on"
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +36,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.develop
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
+# alone: tracefs and /dev/kvm are the machine's
+test-live: $(VENV)/.develop
+	COUNTERPOINT_LIVE=1 $(BIN)/python -m pytest tests/live $(ARGS)
+
 lint: $(VENV)/.develop
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -42,5 +48,8 @@ lint: $(VENV)/.develop
 bench: $(VENV)/.develop
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
+zipapp:
+	$(PYTHON) tools/zipapp.py counterpoint.pyz
+
 clean:
-	rm -rf $(VENV) dist build demo.pftrace .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf counterpoint.pyz $(VENV) dist build demo.pftrace .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,9 +12,15 @@ import pytest
 def need_tool(name: str) -> str:
     """Return the path of the program ``name``; skip the test where it is missing (fail if skips are off)."""
     path = shutil.which(name)
-    if path is not None:
-        return path
-    reason = f"{name} is not installed"
+    need(path is not None, f"{name} is not installed")
+    assert path is not None
+    return path
+
+
+def need(is_there: bool, reason: str) -> None:
+    """Skip the test for ``reason`` where what it needs is not there (fail if skips are off)."""
+    if is_there:
+        return
     if os.environ.get("COUNTERPOINT_NO_SKIP") == "1":
         pytest.fail(reason)
     pytest.skip(reason)

@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from counterpoint._version import __version__
@@ -19,6 +20,8 @@ COMMANDS = {
     "show": "the merged timeline as text, like trace-cmd report",
     "convert": "a stamp or a column of them, guest to host and back, with its bound",
     "info": "what a recording holds",
+    "offsets": "live: every VM and vCPU of this host, its offset by every source that works here",
+    "doctor": "what this machine can do, and what mends each lack",
     "simulate": "make a world whose truth is known, as recordings",
 }
 
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
         if name == named:
-            module = importlib.import_module(f"counterpoint.commands.{name}")
+            module = _module(name)
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     args = parser.parse_args(arguments)
@@ -92,6 +95,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"counterpoint.commands.{name}")
+    except ModuleNotFoundError as err:
+        if err.name != f"counterpoint.commands.{name}":
+            raise
+        # the zip file for bare machines holds the live commands alone
+        _say(f"{name} is not in this file: it needs the whole package (pip install counterpoint)")
+        sys.exit(2)
 
 
 def _say(text: str) -> None:

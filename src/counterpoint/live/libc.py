@@ -1,0 +1,115 @@
+"""System calls that Python has no name for: ptrace, other processes' memory, kcmp. Each raises OSError."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+PTRACE_CONT = 7
+PTRACE_DETACH = 17
+PTRACE_SYSCALL = 24
+PTRACE_GETREGSET = 0x4204
+PTRACE_SETREGSET = 0x4205
+PTRACE_SEIZE = 0x4206
+PTRACE_INTERRUPT = 0x4207
+PTRACE_GETSIGMASK = 0x420A
+PTRACE_SECCOMP_GET_FILTER = 0x420C
+PTRACE_O_TRACESYSGOOD = 1
+PTRACE_EVENT_STOP = 128
+WALL = 0x40000000
+"""__WALL of waitpid: threads too."""
+
+MACHINE = platform.machine()
+IS_LINUX = sys.platform == "linux"
+
+_KCMP = {"x86_64": 312, "aarch64": 272}
+_KCMP_FILE = 0
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+if IS_LINUX:
+    _libc.ptrace.restype = ctypes.c_long
+    _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+    for _name in ("process_vm_readv", "process_vm_writev"):
+        _function = getattr(_libc, _name)
+        _function.restype = ctypes.c_ssize_t
+        _function.argtypes = (
+            ctypes.c_int, ctypes.POINTER(_Iovec), ctypes.c_ulong, ctypes.POINTER(_Iovec),
+            ctypes.c_ulong, ctypes.c_ulong,
+        )  # fmt: skip
+    _libc.syscall.restype = ctypes.c_long
+
+
+def _fail(what: str) -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code), what)
+
+
+def ptrace(request: int, tid: int, address: int = 0, data: int = 0) -> int:
+    """ptrace(2)."""
+    result = int(_libc.ptrace(request, tid, address, data))
+    if result == -1:
+        raise _fail(f"ptrace({request:#x}, {tid})")
+    return result
+
+
+_register_buffer = (ctypes.c_char * 16384)()
+_register_vector = _Iovec(ctypes.addressof(_register_buffer), 0)
+
+
+def get_regset(tid: int, kind: int) -> bytes:
+    """PTRACE_GETREGSET: the register set ``kind`` (NT_*) of a stopped thread."""
+    # made once: a vCPU stands still while this runs
+    _register_vector.length = len(_register_buffer)
+    ptrace(PTRACE_GETREGSET, tid, kind, ctypes.addressof(_register_vector))
+    return ctypes.string_at(_register_buffer, _register_vector.length)
+
+
+def set_regset(tid: int, kind: int, content: bytes) -> None:
+    """PTRACE_SETREGSET: all at once, so that a thread never runs with half of them."""
+    ctypes.memmove(_register_buffer, content, len(content))
+    _register_vector.length = len(content)
+    ptrace(PTRACE_SETREGSET, tid, kind, ctypes.addressof(_register_vector))
+
+
+def get_sigmask(tid: int) -> int:
+    """The signals that a stopped thread blocks, as the kernel's 64-bit set."""
+    buffer = ctypes.c_uint64()
+    ptrace(PTRACE_GETSIGMASK, tid, 8, ctypes.addressof(buffer))
+    return buffer.value
+
+
+def read_memory(pid: int, address: int, length: int) -> bytes:
+    """``length`` bytes of another process's memory."""
+    buffer = ctypes.create_string_buffer(length)
+    here, there = _Iovec(ctypes.addressof(buffer), length), _Iovec(address, length)
+    if _libc.process_vm_readv(pid, here, 1, there, 1, 0) != length:
+        raise _fail(f"memory of process {pid} at {address:#x}")
+    return buffer.raw
+
+
+def write_memory(pid: int, address: int, content: bytes) -> None:
+    """Write to another process's memory, where that process itself may write."""
+    buffer = ctypes.create_string_buffer(content, len(content))
+    here, there = _Iovec(ctypes.addressof(buffer), len(content)), _Iovec(address, len(content))
+    if _libc.process_vm_writev(pid, here, 1, there, 1, 0) != len(content):
+        raise _fail(f"memory of process {pid} at {address:#x}")
+
+
+def same_file(pid: int, one: int, other: int) -> bool | None:
+    """Whether two descriptors of a process are one open file (kcmp); None: the kernel does not tell."""
+    number = _KCMP.get(MACHINE)
+    if number is None:
+        return None
+    result = _libc.syscall(
+        ctypes.c_long(number), ctypes.c_long(pid), ctypes.c_long(pid), ctypes.c_long(_KCMP_FILE),
+        ctypes.c_long(one), ctypes.c_long(other),
+    )  # fmt: skip
+    return None if result < 0 else result == 0
