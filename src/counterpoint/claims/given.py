@@ -7,8 +7,8 @@ A claims file has one JSON object a line::
     {"machine": "host", "k": -51935628879218171}
 
 ``cpu`` and ``offset``, or arm64's ``cntvoff``, are required; ``guest`` is a recording's file stem (all guests where it
-is absent). A line with ``k`` says what relates the stamps of a recording to its counter, as ``--k NAME=K`` does. ``ratio`` and
-``frac_bits`` are those of a scaled counter. Other keys are the writer's own (docs/vmm-authors.md).
+is absent). A line with ``k`` says what relates the stamps of a recording to its counter, as ``--k NAME=K`` does.
+``ratio`` and ``frac_bits`` are those of a scaled counter. Other keys are the writer's own (docs/vmm-authors.md).
 """
 
 from __future__ import annotations
@@ -147,8 +147,10 @@ def _claim(entry: _Entry) -> tuple[str | None, Claim | CounterClaim]:
         ratio, bits = entry.optional("ratio"), entry.optional("frac_bits")
         if (ratio is None) is not (bits is None) or ratio == 0 or (bits or 0) > 63:
             raise entry.wrong("its 'ratio' and 'frac_bits' are no scale: both are needed, frac_bits up to 63")
-        scale = {} if ratio is None or bits is None else {"ratio": ratio, "frac_bits": bits}
-        claim = Claim(source, entry.integer("offset"), guest_cpu=cpu, host_from=begin, host_to=end, **scale)
+        claim = Claim(
+            source, entry.integer("offset"), guest_cpu=cpu, host_from=begin, host_to=end,
+            ratio=1 if ratio is None else ratio, frac_bits=bits or 0,
+        )  # fmt: skip
     elif "offset" in entry:
         raise entry.wrong("it has both 'offset' and 'cntvoff': they are two claims")
     else:
