@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,222 +11,23 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from counterpoint.clocks.arch_counter import Clock, NsScale, calc_mult_shift, k_of_timekeeper, scale_of
+from counterpoint.clocks.arch_counter import Clock, k_of_timekeeper, scale_of
 from counterpoint.proof.anchors.model import Anchor, Found, Side, combine
 from counterpoint.proof.anchors.mono import MonoClock
 from counterpoint.proof.anchors.tighten import Anchors, Bounded, tighten
 from counterpoint.timeline.sync import SyncResult, sync
 from counterpoint.traces.recording import Recording
 from helpers import RECORDINGS
-from writers.events import (
-    HRTIMER_EXPIRE_ENTRY,
-    KVM_ENTRY_ARM64,
-    KVM_ENTRY_X86,
-    KVM_EXIT_ARM64,
-    KVM_EXIT_X86,
-    KVM_GET_TIMER_MAP,
-    MARK,
-    Event,
-    FieldSpec,
-)
+from writers.events import KVM_ENTRY_X86, KVM_EXIT_X86, MARK, Event
+from writers.timer_world import TID, World, arm_world, event
 from writers.tracedat import Buffer, TraceFile
 
-TICK, BACKGROUND = 0xFFFF800080100000, 0xFFFF800080200000
-KALLSYMS = (
-    f"{TICK:016x} t tick_nohz_handler\n{BACKGROUND:016x} t kvm_bg_timer_expire\n{BACKGROUND + 4096:016x} t the_end\n"
-)
-TID = 147
-
-
-def event(id_: int, system: str, name: str, *fields: str) -> Event:
-    specs = [FieldSpec(*text.rsplit(" ", 1)) for text in fields]
-    return Event(id_, system, name, specs)
-
-
-IRQ_ENTRY = event(901, "irq", "irq_handler_entry", "int irq")
-IRQ_EXIT = event(902, "irq", "irq_handler_exit", "int irq", "int ret")
-EXPIRE_EXIT = event(903, "timer", "hrtimer_expire_exit", "void * hrtimer")
-REARM = event(904, "timer", "hrtimer_rearm", "s64 next_event", "bool deferred")
-START = event(905, "timer", "hrtimer_start", "void * hrtimer", "void * function", "s64 expires", "s64 softexpires")
-SAVE = event(906, "kvm", "kvm_timer_save_state", "unsigned long ctl", "u64 cval", "int timer_idx")
-UPDATE = event(911, "kvm", "kvm_timer_update_irq", "unsigned long vcpu_id", "u32 irq", "int level")
-RESTORE = event(912, "kvm", "kvm_timer_restore_state", "unsigned long ctl", "u64 cval", "int timer_idx")
 MSR = event(907, "kvm", "kvm_msr", "unsigned int write", "u32 ecx", "u64 data", "u8 exception")
 WAIT = event(908, "kvm", "kvm_wait_lapic_expire", "u32 vcpu_id", "s64 delta")
 INJECT = event(909, "kvm", "kvm_inj_virq", "unsigned int vector")
 PVCLOCK = event(
     910, "kvm", "kvm_pvclock_update", "unsigned int vcpu_id", "u64 tsc_timestamp", "u64 system_time", "u8 flags"
 )
-
-
-@dataclass
-class Machine:
-    """One machine's clocks, in ns as integers: of the trace and CLOCK_MONOTONIC, by its own counter."""
-
-    scale: NsScale
-    mono: NsScale
-    k: int
-    mono_k: int
-    slew: Callable[[int], int]
-    rows: list[tuple[int, bytes]] = field(default_factory=list)
-
-    def stamp(self, counter: int) -> int:
-        return self.scale.ns_of(counter, self.k)
-
-    def monotonic(self, counter: int) -> int:
-        return self.mono.ns_of(counter, self.mono_k) + self.slew(counter)
-
-
-@dataclass
-class World:
-    """Two recordings, and the true offset of their trace clocks times 2**shift."""
-
-    host: Recording
-    guest: Recording
-    offset: int
-    shift: int
-    guest_whole: int
-
-    def holds(self, interval: tuple[int, int]) -> bool:
-        """Whether an offset that the truth allows (it is no whole number of ns) lies in the interval."""
-        return (
-            interval[0] << self.shift <= self.offset + (1 << self.shift)
-            and self.offset - (1 << self.shift) <= interval[1] << self.shift
-        )
-
-    def windows(self, below: int, above: int) -> tuple[int, int]:
-        middle = self.offset >> self.shift
-        return middle - below, middle + above
-
-
-def arm_world(
-    path: Path,
-    *,
-    hz: int = 24_000_000,
-    clock: Clock = "mono_raw",
-    seed: int = 1,
-    blocks: int = 150,
-    slewed: Literal["", "host", "guest", "both"] = "",
-    parted: bool = True,
-    step_ns: int = 400,
-    break_code: bool = False,
-    kvm_only: bool = False,
-    nested: bool = False,
-) -> World:
-    """A guest that programs its timer and blocks, ``blocks`` times, under a host that waits for it.
-
-    ``slewed``: whose CLOCK_MONOTONIC NTP moves. ``parted``: CLOCK_MONOTONIC and mono_raw have another K. ``step_ns``:
-    the mean time from one step of the code to the next. ``break_code``: from the middle on KVM's timers are set too
-    early. ``kvm_only``: the host records kvm events alone. ``nested``: the guest is at EL2, and has a guest of its own.
-    """
-    rng = random.Random(seed)
-    scale, mono = scale_of(hz, clock), scale_of(hz)
-    assert scale is not None
-    assert mono is not None
-    per_ns = hz / 1e9
-
-    def machine(name: str) -> Machine:
-        k = rng.randrange(1 << 40) << scale.shift
-        phase, depth = rng.random() * 6, 0.0004 * hz
-
-        # up to 400 ppm, to and fro within about 2 s
-        def slew(counter: int) -> int:
-            return int(depth / per_ns * np.sin(counter / hz * 1.0 + phase)) if slewed in (name, "both") else 0
-
-        mono_k = rng.randrange(1 << 40) << mono.shift if parted or clock == "local" else k + rng.randrange(1 << 12)
-        return Machine(scale, mono, k, mono_k, slew)
-
-    host, guest = machine("host"), machine("guest")
-    cntvoff = rng.randrange(1 << 36)
-    now = rng.randrange(1 << 36) + cntvoff
-    files = [TraceFile(clock=clock, kallsyms=KALLSYMS, cpu_count=1) for _ in range(2)]
-    files[0].events = [
-        IRQ_ENTRY,
-        HRTIMER_EXPIRE_ENTRY,
-        EXPIRE_EXIT,
-        START,
-        SAVE,
-        KVM_GET_TIMER_MAP,
-        KVM_ENTRY_ARM64,
-        KVM_EXIT_ARM64,
-        UPDATE,
-        RESTORE,
-    ]
-    if kvm_only:
-        files[0].events = [e for e in files[0].events if e.system == "kvm"]
-    files[1].events = [IRQ_ENTRY, IRQ_EXIT, HRTIMER_EXPIRE_ENTRY, EXPIRE_EXIT, REARM, MARK]
-
-    def step(mean_ns: float = step_ns) -> None:
-        nonlocal now
-        now += 1 + int(rng.expovariate(1 / mean_ns) * per_ns)
-
-    def emit(which: int, kind: Event, pid: int = 0, **values: Any) -> None:
-        own = (host, guest)[which]
-        own.rows.append((own.stamp(now - cntvoff * which), files[which].payload(kind, pid, **values)))
-        step()
-
-    def tick(which: int) -> int:
-        own = (host, guest)[which]
-        emit(which, IRQ_ENTRY, irq=11)
-        reading = own.monotonic(now - cntvoff * which)
-        step()
-        emit(which, HRTIMER_EXPIRE_ENTRY, now=reading, function=TICK)
-        emit(which, EXPIRE_EXIT)
-        return reading
-
-    to_ticks = calc_mult_shift(1_000_000_000, hz, 600)
-    own, cval = 2 if nested else 1, 0
-    for block in range(blocks):
-        emit(0, KVM_GET_TIMER_MAP, TID, emul_vtimer=-1, emul_ptimer=-1)
-        reached = now - cntvoff >= cval
-        step()
-        emit(0, UPDATE, TID, irq=27, level=int(reached))
-        emit(0, UPDATE, TID, irq=30, level=0)
-        emit(0, RESTORE, TID, ctl=1, cval=cval, timer_idx=own)
-        emit(0, RESTORE, TID, ctl=0, cval=0, timer_idx=0)
-        emit(0, KVM_ENTRY_ARM64, TID)
-        target = tick(1) + rng.randrange(300_000, 4_000_000)
-        emit(1, REARM, next_event=target)
-        delta = target - guest.monotonic(now - cntvoff)
-        step(100)
-        cval = now - cntvoff + (delta * to_ticks[0] >> to_ticks[1])
-        step()
-        emit(1, IRQ_EXIT, irq=11, ret=1)
-        emit(1, MARK, n=block)
-        step(200_000)
-        emit(0, KVM_EXIT_ARM64, TID, ret=2, esr_ec=1)
-        # sometimes it is late: then the wait is 0
-        step(4_000_000 if rng.random() < 0.1 else 2000)
-        emit(0, KVM_GET_TIMER_MAP, TID, emul_vtimer=-1, emul_ptimer=-1)
-        emit(0, SAVE, TID, ctl=1, cval=cval, timer_idx=own)
-        emit(0, SAVE, TID, ctl=0, cval=0, timer_idx=0)
-        emit(0, KVM_GET_TIMER_MAP, TID, emul_vtimer=-1, emul_ptimer=-1)
-        ahead = cval - (now - cntvoff)
-        step(100)
-        wait = (max(ahead, 0) * mono.mult + rng.randrange(1 << mono.shift) >> mono.shift) if ahead > 0 else 0
-        expires = host.monotonic(now) + wait
-        if break_code and block >= blocks // 2:
-            expires -= 300_000
-        step()
-        if not kvm_only:
-            emit(0, START, TID, function=BACKGROUND, expires=expires, softexpires=expires)
-            step(30_000)
-            tick(0)
-        if nested:
-            # its guest's timer counts from another offset
-            emit(0, KVM_GET_TIMER_MAP, TID, emul_vtimer=-1, emul_ptimer=-1)
-            emit(0, SAVE, TID, ctl=1, cval=cval - 1_000_000, timer_idx=1)
-            emit(0, SAVE, TID, ctl=0, cval=0, timer_idx=0)
-        # by chance it wakes just before CVAL is reached, or just after
-        now = max(now, cval + cntvoff + rng.randrange(-20_000, 20_000)) if block % 3 else now
-        step(rng.choice((30_000, 3_000_000)))
-    recordings = []
-    for name, file, own in zip(("host", "guest"), files, (host, guest), strict=True):
-        file.buffers = [Buffer(cpus={0: file.stream(own.rows)})]
-        recordings.append(Recording.open(file.write(path / f"{name}.dat")))
-    # guest ns - host ns at one instant, times 2**shift
-    offset = guest.k - host.k - cntvoff * scale.mult
-    return World(recordings[0], recordings[1], offset, scale.shift, guest.k // scale.mult)
 
 
 def narrowed(world: World, windows: tuple[int, int], **options: Any) -> Any:
