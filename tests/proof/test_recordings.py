@@ -165,20 +165,69 @@ def test_measured_samples_that_the_rates_allow_are_not_refuted(name: str) -> Non
     assert all(c.verdict is not Verdict.REFUTED for c in near)
 
 
-@pairs(["x86-agent", "x86-busy", "arm64-monoraw", "arm64-pause"])
-def test_anchors_narrow_what_windows_leave_five_times(name: str) -> None:
+NARROWED = {
+    "x86-agent": 20,
+    "x86-busy": 14,
+    "arm64-monoraw": 6,
+    "arm64-pause": 6.5,
+    "arm64-local": 4.3,
+    "arm64-nested": 5,
+}
+"""How many times narrower than by windows anchors leave every vCPU. On arm64-local the two machines' CLOCK_MONOTONIC
+are known to within 4 and 5 us only, where mono_raw's are exact: a sixth of what the windows leave."""
+
+
+@pairs(list(NARROWED))
+def test_anchors_narrow_what_windows_leave(name: str) -> None:
     for guest, truth in expected(name):
         for epoch, known in zip(
             of(proved(name, False), guest, truth["guest_cpu"]).epochs, truth["epochs"], strict=True
         ):
+            assert holds_truth(epoch, known)
+            assert epoch.feasible is not None
+            if guest == "l2":
+                # its vCPU never slept while it was recorded, and was always late for its timer
+                continue
+            assert epoch.by_windows is not None
+            lo, hi = epoch.feasible
+            assert NARROWED[name] * (hi - lo) < epoch.by_windows[1] - epoch.by_windows[0]
+            assert epoch.by_windows[0] <= lo <= hi <= epoch.by_windows[1]
+
+
+@pairs(["arm64-monoraw", "arm64-pause", "arm64-local", "arm64-nested"])
+def test_anchors_of_guests_whose_kernels_do_not_name_what_they_program(name: str) -> None:
+    """As before 7.1: without hrtimer_rearm what is programmed follows from what expires next."""
+    host, guest, *_ = files(name)
+    result = sync(host, without(Recording.open(guest), "timer:hrtimer_rearm"), use_claims=False)
+    for truth in truth_of(name)["guests"][0]["vcpus"]:
+        vcpu = of(result, Path(guest).stem, truth["guest_cpu"])
+        assert not any("none of them is used" in note for note in vcpu.notes)
+        for epoch, known in zip(vcpu.epochs, truth["epochs"], strict=True):
+            assert holds_truth(epoch, known)
             assert epoch.by_windows is not None
             assert epoch.feasible is not None
             lo, hi = epoch.feasible
-            assert 5 * (hi - lo) < epoch.by_windows[1] - epoch.by_windows[0]
-            assert epoch.by_windows[0] <= lo <= hi <= epoch.by_windows[1]
-            low, high = known.get("offset_range") or [known["offset"]] * 2
-            assert low <= hi
-            assert lo <= high
+            assert 3 * (hi - lo) < epoch.by_windows[1] - epoch.by_windows[0]
+
+
+@pairs(["arm64-monoraw", "arm64-pause", "arm64-local"])
+def test_without_any_timers_the_world_switch_narrows_it(name: str) -> None:
+    host, guest, *_ = files(name)
+    result = sync(host, without(Recording.open(guest), "timer"), use_claims=False)
+    checked = 0
+    for truth in truth_of(name)["guests"][0]["vcpus"]:
+        vcpu = of(result, Path(guest).stem, truth["guest_cpu"])
+        for epoch, known in zip(vcpu.epochs, truth["epochs"], strict=True):
+            assert holds_truth(epoch, known)
+            if not epoch.verdict.is_sound:
+                continue
+            assert {anchor.kind for anchor in epoch.anchors} == {"world switch"}
+            assert epoch.by_windows is not None
+            assert epoch.feasible is not None
+            lo, hi = epoch.feasible
+            assert 1.7 * (hi - lo) < epoch.by_windows[1] - epoch.by_windows[0]
+            checked += 1
+    assert checked > 0
 
 
 @pairs(["x86-agent"])
