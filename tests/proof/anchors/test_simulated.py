@@ -7,12 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from counterpoint.clocks.counter import I64, relative
 from counterpoint.proof.anchors.model import Side, Tightened
 from counterpoint.proof.anchors.tighten import Anchors, Bounded
+from counterpoint.proof.verdicts import EpochProof
 from counterpoint.simulate import World, WorldOptions, random_options
-from counterpoint.timeline.sync import SyncResult, _sure_rows, sync
+from counterpoint.timeline.sync import SyncResult, sync
+from counterpoint.traces.recording import Recording
 
 WORLDS, PER_TEST = 200, 20
 Interval = tuple[int, int]
@@ -37,6 +41,17 @@ def true_offsets(epochs: list[dict[str, Any]], windows: Interval) -> list[Interv
     return out
 
 
+def sure_rows(guest: Recording, epoch: EpochProof) -> I64:
+    """The epoch's rows beyond doubt."""
+    begin, end = epoch.guest_sure
+    keep = np.ones(len(epoch.rows), np.bool_)
+    if begin is not None:
+        keep &= relative(guest.stamp[epoch.rows], begin) >= 0
+    if end is not None:
+        keep &= relative(guest.stamp[epoch.rows], end) <= 0
+    return epoch.rows[keep]
+
+
 def judged(truth: dict[str, Any], result: SyncResult, trust_boot: bool) -> list[tuple[Tightened, Interval]]:
     """What anchors leave of every epoch of which the truth is certain, with the truth."""
     out = []
@@ -53,7 +68,7 @@ def judged(truth: dict[str, Any], result: SyncResult, trust_boot: bool) -> list[
                     continue
                 true = true_offsets(known["epochs"], windows)
                 if len(true) == 1:
-                    rows = _sure_rows(proof.recording, epoch)
+                    rows = sure_rows(proof.recording, epoch)
                     epochs.append(Bounded(vcpu.host_tid, vcpu.guest_cpu, windows, rows))
                     right += true
         assert proof.pool is not None
