@@ -624,8 +624,7 @@ def _sharpened(
     anchors = Anchors(host, guest, windows=lambda tid: pool.thread(tid).windows)
     for (v, index), found in zip(places, anchors.tighten(bounded), strict=True):
         out[v] = sharpened(out[v], index, found)
-        belied = {anchor.kind for anchor in found.contradictions}
-        wholes += [f.guest_whole for f in found.found if f.guest_whole is not None and f.kind not in belied]
+        wholes += [kind.guest_whole for kind in found.used if kind.guest_whole is not None]
     whole = (max(lo for lo, _ in wholes), min(hi for _, hi in wholes)) if wholes else None
     return out, whole
 

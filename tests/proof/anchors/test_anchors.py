@@ -215,7 +215,7 @@ def test_deadlines_bound_the_tscs_offset_on_both_sides(tmp_path: Path, masterclo
 
 def test_a_deadline_of_another_timer_is_left_out_and_counted(tmp_path: Path) -> None:
     world = x86_world(tmp_path, 77, stale=3)
-    found = narrowed(world, world.windows(50_000, 60_000))
+    found = narrowed(world, world.windows(55_000, 55_000))
     assert found.interval[0] <= world.offset <= found.interval[1]
     assert next(kind.discarded for kind in found.found if kind.kind == "kvm_wait_lapic_expire") == 3
 

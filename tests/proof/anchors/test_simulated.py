@@ -7,16 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from counterpoint.clocks.counter import I64, relative
 from counterpoint.proof.anchors.model import Side, Tightened
 from counterpoint.proof.anchors.tighten import Anchors, Bounded
-from counterpoint.proof.verdicts import EpochProof
+from counterpoint.proof.ticks import sure_rows
 from counterpoint.simulate import World, WorldOptions, random_options
 from counterpoint.timeline.sync import SyncResult, sync
-from counterpoint.traces.recording import Recording
 
 WORLDS, PER_TEST = 200, 20
 Interval = tuple[int, int]
@@ -39,17 +36,6 @@ def true_offsets(epochs: list[dict[str, Any]], windows: Interval) -> list[Interv
         turns = (0, 1 << 64, -1 << 64)
         out += [(low + t, high + t) for t in turns if windows[0] <= high + t and low + t <= windows[1]]
     return out
-
-
-def sure_rows(guest: Recording, epoch: EpochProof) -> I64:
-    """The epoch's rows beyond doubt."""
-    begin, end = epoch.guest_sure
-    keep = np.ones(len(epoch.rows), np.bool_)
-    if begin is not None:
-        keep &= relative(guest.stamp[epoch.rows], begin) >= 0
-    if end is not None:
-        keep &= relative(guest.stamp[epoch.rows], end) <= 0
-    return epoch.rows[keep]
 
 
 def judged(truth: dict[str, Any], result: SyncResult, trust_boot: bool) -> list[tuple[Tightened, Interval]]:

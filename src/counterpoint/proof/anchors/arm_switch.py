@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from counterpoint.clocks.counter import I64, relative
+from counterpoint.clocks.counter import I64, relative, to_signed
 from counterpoint.proof.anchors.model import Anchor, Found, Side
 from counterpoint.proof.anchors.unseen import unbroken
 from counterpoint.proof.feasible import Interval, IntervalSet, TooManyError, narrow
@@ -51,6 +51,8 @@ def find(host: Recording, guest: Recording, windows: RunWindows, rows: I64, allo
     when = relative(guest.stamp[rows], guest.base)
     order = np.argsort(when, kind="stable")
     rows, when = rows[order], when[order]
+    # offsets are modulo 2**64
+    shift = allowed[0] - to_signed(allowed[0] - shift)
     searched = IntervalSet.of(allowed[0] - shift, allowed[1] - shift)
     both = _left(inner.windows, when, searched)
     if both is None:

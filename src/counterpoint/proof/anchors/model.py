@@ -64,7 +64,7 @@ class Tightened:
 
     ``interval`` is a part of ``windows``, never more. ``low`` and ``high`` are the anchors at its ends, None where the
     windows' own witness stands. ``contradictions`` are the anchors of kinds that the windows, or each other, belie:
-    none of such a kind is used.
+    none of such a kind is used. ``used`` are the kinds that nothing belies.
     """
 
     windows: Interval
@@ -73,6 +73,7 @@ class Tightened:
     high: Anchor | None
     found: tuple[Found, ...]
     contradictions: tuple[Anchor, ...]
+    used: tuple[Found, ...] = ()
 
     @property
     def factor(self) -> float:
@@ -107,7 +108,8 @@ def combine(windows: Interval, found: Iterable[Found]) -> Tightened:
     low = low if low is not None and low.bound > windows[0] else None
     high = high if high is not None and high.bound < windows[1] else None
     interval = low.bound if low else windows[0], high.bound if high else windows[1]
-    return Tightened(windows, interval, low, high, found, tuple(a for kind in belied for a in kind.anchors))
+    contradictions = tuple(anchor for kind in belied for anchor in kind.anchors)
+    return Tightened(windows, interval, low, high, found, contradictions, tuple(used))
 
 
 def _leaves(windows: Interval, kinds: Sequence[Found]) -> bool:

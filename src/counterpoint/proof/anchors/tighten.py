@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from counterpoint.clocks.counter import I64, relative
+import numpy as np
+
+from counterpoint.clocks.counter import I64, Bools, relative, to_signed
 from counterpoint.proof.anchors import arm_switch, arm_timer, x86_tsc
 from counterpoint.proof.anchors.arm_guest import GuestTimers
 from counterpoint.proof.anchors.arm_host import HostTimers
@@ -82,11 +84,16 @@ class Anchors:
         return out
 
     def _switch(self, epoch: Bounded) -> Found | None:
-        try:
-            windows = self._windows(epoch.tid)
-        except KeyError:
+        windows = self._windows_of(epoch.tid)
+        if windows is None:
             return None
         return arm_switch.find(self.host, self.guest, windows, epoch.rows, epoch.windows)
+
+    def _windows_of(self, tid: int) -> RunWindows | None:
+        try:
+            return self._windows(tid)
+        except KeyError:
+            return None
 
     def _gather(self, epoch: Bounded) -> Gathered | None:
         span = self._span(epoch)
@@ -95,13 +102,28 @@ class Anchors:
         return arm_timer.gather(*self._timers, epoch.tid, epoch.guest_cpu, epoch.windows, span)
 
     def _span(self, epoch: Bounded) -> Interval | None:
-        """Where the epoch's first and last event lie in host time, at all offsets that windows allow."""
+        """Where the epoch's first and last event that was seen lie in host time, at all offsets that windows allow.
+
+        What the host did not see may be of another offset's time.
+        """
         if not len(epoch.rows) or epoch.windows[0] > epoch.windows[1]:
             return None
         when = relative(self.guest.stamp[epoch.rows], self.guest.base)
+        windows = self._windows_of(epoch.tid)
+        if windows is not None:
+            when = when[self._is_seen(when, windows, epoch.windows)]
+        if not len(when):
+            return None
         begin = int(when.min()) + self.guest.base - epoch.windows[0]
         end = int(when.max()) + self.guest.base - epoch.windows[1]
         return begin, end
+
+    def _is_seen(self, when: I64, windows: RunWindows, allowed: Interval) -> Bools:
+        """Whether the host saw what the thread did at ``when`` i64[n] (from the guest's base), by the middle offset."""
+        at = when - to_signed(sum(allowed) // 2 - self.guest.base + windows.base)
+        span = np.searchsorted(windows.lo, at, side="right") - 1
+        seen: Bools = windows.is_run[span] | (at > windows.hi[span])
+        return seen
 
 
 def tighten(
