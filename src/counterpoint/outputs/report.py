@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from counterpoint.clocks import saved
+from counterpoint.clocks.band import Band
 from counterpoint.clocks.cpu_clock import CpuClock
 from counterpoint.clocks.machines import GuestClock
 from counterpoint.clocks.pairs import ClockPair
@@ -240,16 +241,24 @@ def _fitted(fitted: Fitted, scale: Scale) -> Json:
     nominal = fitted.nominal
     billion = 1_000_000_000
     rate = (scale.ratio << nominal.frac_bits) * billion // (nominal.ratio << scale.frac_bits) - billion
-    band = fitted.band
-    return {
+    out: Json = {
         "rate_ppb": rate,
         "rate_ppb_feasible": list(fitted.rate_ppb),
         "nominal": {"ratio": nominal.ratio, "frac_bits": nominal.frac_bits},
         "slew_ppm": fitted.slew_ppm,
-        "bounds": [
-            [begin, end, lo, hi] for begin, end, lo, hi in zip(band.host, band.host[1:], band.lo, band.hi, strict=False)
-        ],
+        "bounds": _bounds(fitted.band),
     }
+    if fitted.own is not None:
+        out["bounds_by_cpu"] = _bounds(fitted.own)
+    if fitted.rate_source:
+        out["rate_source"] = fitted.rate_source
+    return out
+
+
+def _bounds(band: Band) -> list[list[int]]:
+    return [
+        [begin, end, lo, hi] for begin, end, lo, hi in zip(band.host, band.host[1:], band.lo, band.hi, strict=False)
+    ]
 
 
 def _witness(witness: Witness | None) -> Json | None:

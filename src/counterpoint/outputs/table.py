@@ -164,7 +164,8 @@ def _print_rates(out: Console, guest: GuestProof, vcpu: VcpuProof) -> None:
         where = f"{printable(guest.name)} cpu {vcpu.guest_cpu}"
         if epoch.fitted is not None:
             lo, hi = epoch.fitted.rate_ppb
-            out.print(f"{where}: a rate was fitted: {lo:+d} to {hi:+d} ppb from what the clocks are said to run at")
+            said = epoch.fitted.rate_source or "what the clocks are said to run at"
+            out.print(f"{where}: a rate was fitted: {lo:+d} to {hi:+d} ppb from {said}")
         elif not epoch.scale.is_identity:
             out.print(f"{where}: scaled by {epoch.scale.ratio} / 2^{epoch.scale.frac_bits}")
 

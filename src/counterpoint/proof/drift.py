@@ -15,9 +15,9 @@ from counterpoint.clocks.band import BILLION, Band
 from counterpoint.clocks.counter import I64, to_signed
 from counterpoint.clocks.scaling import Scale
 from counterpoint.proof.cone import cone
-from counterpoint.proof.epochs import change_points, unexplained
+from counterpoint.proof.epochs import MIN_BETWEEN, change_points, unexplained
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, Candidate, Fit, Thread, check, fit
-from counterpoint.proof.lines import Line, Lines, Piece, as_fraction, in_use, value_bounds
+from counterpoint.proof.lines import Line, Lines, Piece, as_fraction, edges_of, in_use, value_bounds
 from counterpoint.proof.relation import Relation
 from counterpoint.proof.tracks import Track
 from counterpoint.proof.vcpu import BY_CAUSALITY, Part, VcpuProver
@@ -26,6 +26,9 @@ from counterpoint.traces.recording import Recording
 
 FAR = 2
 """A claim made where the band is this many times as wide as among the events is not proved by it."""
+
+UNBOUNDED = 1 << 62
+"""The width of a band that nothing bounds."""
 
 SLOPES = 16
 """Slopes that are tried for a line that holds all events."""
@@ -54,8 +57,8 @@ def prove_lines(
     said, doubtful = list(notes), False
     epochs: list[EpochProof] = []
     lines: list[Line] = []
-    rivals = [not piece.is_unique for piece in pieces]
-    if any(rivals):
+    in_doubt = [not piece.is_unique for piece in pieces]
+    if any(in_doubt):
         said.append("another line fits the events of an epoch about as well")
     for index, (piece, (begin, end)) in enumerate(zip(pieces, pairwise(cuts), strict=True)):
         first, last = begin.at, end.left
@@ -71,12 +74,16 @@ def prove_lines(
         # the parts beside it only say that it is not the first or the last
         parts = [part] * len(pieces)
         epoch = VcpuProver(guest, track, scaled).epoch(index, parts, ())
+        epoch = _seen(epoch, guest, events - line.offset, scaled)
         # events that may be of another epoch bound no clock that jumped
         firm = track.guest[sure[0] if begin.is_jump else first : sure[1] if end.is_jump else last]
         fitted = _fitted(track, firm, scaled, piece, line, relation, peers)
         if relation.slew_ppm:
             epoch = _within_band(epoch, events - line.offset, scaled, fitted.band)
         epochs.append(replace(epoch, fitted=fitted))
+        if fitted.band.width >= UNBOUNDED:
+            in_doubt[index] = True
+            said.append(f"no clock that is slewed by {relation.slew_ppm} ppm at most holds the events of an epoch")
         runs = unexplained(track.guest, scaled, line.offset, first, last)
         doubtful |= bool(runs)
         said += [
@@ -99,9 +106,27 @@ def prove_lines(
     refuted = any(c.verdict is Verdict.REFUTED for c in proofs)
     epochs = [
         replace(e, verdict=_verdict(e, refuted=refuted, doubtful=doubtful or r))
-        for e, r in zip(epochs, rivals, strict=True)
+        for e, r in zip(epochs, in_doubt, strict=True)
     ]
     return VcpuProof(track.cpu, thread.windows.tid, matched_by, tuple(epochs), proofs, late, tuple(said))
+
+
+def _seen(epoch: EpochProof, guest: Recording, when: I64, scaled: Thread) -> EpochProof:
+    """The epoch with only those events as sure that lie between two that the host saw a window of.
+
+    What is before and after them may be of another epoch that nobody saw begin.
+    """
+    windows = scaled.windows
+    at = np.searchsorted(windows.lo, when, side="right") - 1
+    seen = np.flatnonzero(windows.is_run[at] & (when <= windows.hi[at]))
+    if not len(seen):
+        return epoch
+    begin, end = epoch.guest_sure
+    if begin is None and seen[0] >= MIN_BETWEEN:
+        begin = int(guest.stamp[epoch.rows[seen[0]]])
+    if end is None and len(when) - 1 - seen[-1] >= MIN_BETWEEN:
+        end = int(guest.stamp[epoch.rows[seen[-1]]])
+    return replace(epoch, guest_sure=(begin, end))
 
 
 def _verdict(epoch: EpochProof, *, refuted: bool, doubtful: bool) -> Verdict:
@@ -201,7 +226,9 @@ def _chosen(
         for slope in _slopes(lines):
             other = in_use(lines, piece.scale, slope)
             level = thread.at_scale(other.scale)
-            low, high = value_bounds(lines, piece.scale, other, thread.real.base, _hosts(events[[0]], thread, other))
+            low, high = value_bounds(
+                lines, piece.scale, other, thread.real.base, _hosts(events[[0]], thread, other), relation.rough
+            )
             within = other.offset + int(low[0]) - 2, other.offset + int(high[0]) + 2
             near = fit(events, level, within, 0)
             if near.candidates:
@@ -228,15 +255,15 @@ def _fitted(
         slew, away = Fraction(relation.slew_ppm, 1_000_000), as_fraction(nominal) / used
         spread = max(away * (1 + slew) - 1, 1 - away * (1 - slew))
         grows = -int(-spread * used * BILLION // 1)
-        band = Band(*_slew_band(events, scaled, line, spread, ()), grows, grows)
+        band = Band(*_slew_band(events, scaled, line, spread, (), relation.rough), grows, grows)
         if peers:
             others = [(o.guest + to_signed(o.base - track.base), t.at_scale(line.scale)) for o, t in peers]
-            joint = Band(*_slew_band(events, scaled, line, spread, others), grows, grows)
+            joint = Band(*_slew_band(events, scaled, line, spread, others, relation.rough), grows, grows)
             own, band = (band, joint) if joint.width < band.width else (None, band)
     else:
-        band = _line_band(events, scaled, piece.best, piece.scale, line)
+        band = _line_band(events, scaled, piece.best, piece.scale, line, relation.rough)
         if piece.joint is not None:
-            own = _line_band(events, scaled, piece.lines, piece.scale, line)
+            own = _line_band(events, scaled, piece.lines, piece.scale, line, relation.rough)
             own = None if own == band else own
     return Fitted(nominal, (int(least * BILLION // 1), -int(-most * BILLION // 1)), relation.slew_ppm, band, own)
 
@@ -244,13 +271,13 @@ def _fitted(
 Spans = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
-def _line_band(events: I64, scaled: Thread, lines: Lines, level: Scale, line: Line) -> Band:
+def _line_band(events: I64, scaled: Thread, lines: Lines, level: Scale, line: Line, rough: int) -> Band:
     """The lines about the one in use, between the first and the last event."""
     host = _hosts(np.array([events.min(), events.max()]), scaled, line)
     edges = np.unique(np.linspace(int(host[0]), int(host[1]), SPANS + 1).astype(np.int64))
     if len(edges) < 2:
         edges = np.array([edges[0], edges[0] + 1])
-    lo, hi = value_bounds(lines, level, line, scaled.real.base, edges)
+    lo, hi = value_bounds(lines, level, line, scaled.real.base, edges, rough)
     used, slopes = as_fraction(line.scale), lines.polygon.slopes
     low, high = (as_fraction(level) * (1 + s) for s in slopes)
     slower, faster = (max(0, -int(-x * BILLION // 1)) for x in (used - low, high - used))
@@ -265,10 +292,10 @@ def _line_band(events: I64, scaled: Thread, lines: Lines, level: Scale, line: Li
 
 
 def _slew_band(
-    events: I64, scaled: Thread, line: Line, spread: Fraction, others: Sequence[tuple[I64, Thread]]
+    events: I64, scaled: Thread, line: Line, spread: Fraction, others: Sequence[tuple[I64, Thread]], rough: int
 ) -> Spans:
     """The bounds that each event sets about the line in use, which widen with the time from it by ``spread``."""
-    thin, thick = (0, 1) if scaled.scale.is_identity else (1, int(as_fraction(scaled.scale)) + 2)
+    thin, thick = edges_of(scaled.scale, rough)
     begin, end = int(events.min()), int(events.max())
     near = [(e[(e >= begin) & (e <= end)] - line.offset, thread) for e, thread in others]
     found = cone([(events - line.offset, scaled), *near], spread, thin, thick)
@@ -276,7 +303,7 @@ def _slew_band(
     marks = np.unique(np.linspace(0, len(when) - 1, SPANS + 1).astype(np.int64)) if len(when) else when
     marks = marks[np.diff(when[marks], prepend=when[0] - 1) > 0] if len(when) else marks
     if found is None or len(marks) < 2:
-        reach = 1 << 61
+        reach = UNBOUNDED // 2
         edges = np.array([begin, max(end, begin + 1)]) - line.offset
         return tuple(scaled.stamp(int(e)) for e in edges), (-reach,), (reach,)
     # how far the bounds open between two events

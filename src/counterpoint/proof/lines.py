@@ -117,6 +117,13 @@ def bounds(lines: Iterable[_ALine], x: I64) -> tuple[I64, I64]:
     return np.minimum.reduce(lows), np.maximum.reduce(highs)
 
 
+def edges_of(scale: Scale, rough: int) -> tuple[int, int]:
+    """How far an instant may lie before and after its stamp at ``scale``, in its units: (thin, thick)."""
+    if scale.is_identity:
+        return rough, 1 + rough
+    return 1 + rough, -(-scale.ratio >> scale.frac_bits) + 1 + rough
+
+
 class Line(NamedTuple):
     """One line: ``guest = scaled host + offset``, both relative to their bases."""
 
@@ -146,11 +153,11 @@ def in_use(lines: Lines, level: Scale, slope: Fraction | None = None) -> Line:
     return Line(scale, offset.__floor__())
 
 
-def value_bounds(lines: Lines, level: Scale, line: Line, base: int, host: I64) -> tuple[I64, I64]:
+def value_bounds(lines: Lines, level: Scale, line: Line, base: int, host: I64, rough: int) -> tuple[I64, I64]:
     """How far a true guest stamp may be from the line's at the host instants ``base + host`` i64[n]: (lo, hi) i64[n].
 
     The truth is one of ``lines``, over host time at ``level``. Rounded outward, with room for the instant being
-    anywhere in the host's unit and for the stamps being rounded down.
+    anywhere in the host's unit, for the stamps being rounded down, and ``rough``.
     """
     rate = as_fraction(level)
     used = line.scale.apply_signed_relative(host, base) + line.offset
@@ -159,8 +166,8 @@ def value_bounds(lines: Lines, level: Scale, line: Line, base: int, host: I64) -
         ends = []
         for x in (at * rate, (at + 1) * rate):
             ends += [Fraction(a, d) + Fraction(b, d) * (x - lines.origin) + x for a, b, d in lines.polygon.corners]
-        lows.append(min(ends).__floor__() - 1 - mapped)
-        highs.append(max(ends).__ceil__() - mapped)
+        lows.append(min(ends).__floor__() - 1 - rough - mapped)
+        highs.append(max(ends).__ceil__() + rough - mapped)
     return np.array(lows, np.int64), np.array(highs, np.int64)
 
 

@@ -17,7 +17,7 @@ from counterpoint.clocks.counter import to_signed
 from counterpoint.proof.fit import Thread
 from counterpoint.proof.lines import Lines, Piece, sharing_rates
 from counterpoint.proof.matching import Hints, Match, ThreadPool, is_held, match_lines
-from counterpoint.proof.pieces import MIN_BETWEEN, find_pieces
+from counterpoint.proof.pieces import MIN_BETWEEN
 from counterpoint.proof.polygon import Polygon
 from counterpoint.proof.relation import Relation
 from counterpoint.proof.tracks import Track
@@ -91,15 +91,7 @@ def _helped(one: CpuLines, found: Mapping[int, CpuLines], pool: ThreadPool, rela
     taken = {o.match.tid for o in found.values()}
     tids = [one.match.tid] if one.match.tid is not None else [tid for tid in pool.tids if tid not in taken]
     for tid in tids:
-        pieces = find_pieces(
-            track.guest,
-            pool.thread(tid),
-            pool.scale,
-            relation.error,
-            constant=not relation.slew_ppm,
-            known=known,
-            late=track.late,
-        )
+        pieces = pool.search_pieces(track, tid, relation, known)
         if is_held(track, pieces) and _sure(pieces) > _sure(one.pieces):
             match = one.match if one.match.tid is not None else Match(tid, BY_CAUSALITY)
             return replace(one, match=match, pieces=tuple(pieces))

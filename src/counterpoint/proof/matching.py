@@ -18,7 +18,7 @@ from counterpoint.proof.epochs import MIN_CHUNK, Stretch, find_stretches
 from counterpoint.proof.feasible import IntervalSet, TooManyError, narrow
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, RIVAL_SHARE, Thread, check, overlap_range
 from counterpoint.proof.levels import only
-from counterpoint.proof.lines import Piece
+from counterpoint.proof.lines import Lines, Piece
 from counterpoint.proof.nesting import Clock, GuestHost
 from counterpoint.proof.pieces import find_pieces
 from counterpoint.proof.relation import Relation
@@ -34,6 +34,9 @@ NO_THREAD = "no thread's run windows can hold its events: do the recordings over
 MIN_COVERED = 2
 """Where the offset changed, a thread matches when stretches cover more than 1/MIN_COVERED of the events."""
 
+
+LOOKS = 3
+"""Stretches of a track that are searched for a line in the windows of an unlikely thread."""
 
 MAX_PIECEWISE = 16
 """Threads that are searched for several offsets where any thread of the host may be a vCPU's: the busiest ones."""
@@ -107,12 +110,28 @@ class ThreadPool:
         """``find_pieces`` of a track in a thread's windows, found once."""
         key = id(track), tid
         if key not in self._pieces:
-            constant = not relation.slew_ppm
-            found = find_pieces(
-                track.guest, self.thread(tid), self.scale, relation.error, constant=constant, late=track.late
-            )
-            self._pieces[key] = track, found
+            self._pieces[key] = track, self.search_pieces(track, tid, relation)
         return self._pieces[key][1]
+
+    def search_pieces(
+        self, track: Track, tid: int, relation: Relation, known: Sequence[Lines] = (), looks: int | None = None
+    ) -> list[Piece]:
+        """``find_pieces`` of a track in a thread's windows, with what is known of the clocks."""
+        return find_pieces(
+            track.guest,
+            self.thread(tid),
+            self.scale,
+            relation.error,
+            constant=not relation.slew_ppm,
+            rough=relation.rough,
+            known=known,
+            late=track.late,
+            looks=looks,
+        )
+
+    def may_hold(self, track: Track, tid: int, relation: Relation) -> bool:
+        """Whether a look at a few stretches finds a line."""
+        return bool(self.search_pieces(track, tid, relation, looks=LOOKS))
 
     def nested(self, tid: int) -> Thread:
         """The windows in which the thread may have run a guest of its guest."""
@@ -152,7 +171,10 @@ class ThreadPool:
         above = self._above
         if above.clock_of(self.activity, tid) is Clock.REFERENCE:
             delta += above.ahead
-        return np.where(known, stamp + delta[entry], stamp), known
+        # what has passed since the entry, where the two clocks do not run alike
+        passed = (stamp - self.host.stamp[entry]).view(np.int64) * above.slower(host_stamp, placed)[entry]
+        passed = np.where(known, np.rint(passed), 0).astype(np.int64)
+        return np.where(known, stamp + delta[entry] + passed.view(np.uint64), stamp), known
 
     def entered(self, tid: int, stamp: U64, host_stamp: U64, placed: Bools) -> I64:
         """The rows i64[n] of the entries after which thread ``tid`` ran its guest at ``stamp``; -1: not known.
@@ -264,8 +286,12 @@ def match_lines(tracks: list[Track], pool: ThreadPool, hints: Hints, relation: R
         if track.cpu in out:
             continue
         hinted = hints.guest_option.get(track.cpu)
-        order = sorted(free, key=lambda tid: (tid != hinted, pool.vcpu_ids.get(tid) != track.cpu, tid))
-        found = next((tid for tid in order if is_held(track, pool.pieces(track, tid, relation))), None)
+        order = _likelier_first(track.cpu, free, pool, hints)
+        found = next((tid for tid in order[:MAX_PIECEWISE] if is_held(track, pool.pieces(track, tid, relation))), None)
+        if found is None:
+            # where any thread may be a vCPU's there are hundreds: each of the others gets a look
+            rest = [tid for tid in order[MAX_PIECEWISE:] if pool.may_hold(track, tid, relation)]
+            found = next((tid for tid in rest if is_held(track, pool.pieces(track, tid, relation))), None)
         if found is None:
             out[track.cpu] = Match(None, "causality", (NO_THREAD,))
             continue
@@ -276,6 +302,16 @@ def match_lines(tracks: list[Track], pool: ThreadPool, hints: Hints, relation: R
             notes = (f"the GUEST option names thread {hinted}, which {why}",)
         out[track.cpu] = Match(found, "guest-option" if found == hinted else "causality", notes)
     return out
+
+
+def _likelier_first(cpu: int, tids: Sequence[int], pool: ThreadPool, hints: Hints) -> list[int]:
+    """Threads in the order in which to try them: what is said of them, and then the busier ones."""
+    hinted = hints.guest_option.get(cpu)
+    order = sorted(tids, key=lambda tid: (tid != hinted, pool.vcpu_ids.get(tid) != cpu, tid))
+    if pool.activity.kind is WindowKind.SCHED_SWITCH:
+        edges = pool.activity.edges
+        order.sort(key=lambda tid: (tid != hinted, pool.named.get(tid) != cpu, -edges[tid]))
+    return order
 
 
 def is_held(track: Track, pieces: Sequence[Piece]) -> bool:
@@ -302,11 +338,8 @@ def _piecewise(cpu: int, track: Track, free: list[int], pool: ThreadPool, hints:
     """Threads whose windows explain most of the events with several offsets; the hinted ones are tried first."""
     if len(track.guest) < 2 * MIN_CHUNK:
         return []
-    hinted = hints.guest_option.get(cpu)
-    order = sorted(free, key=lambda tid: (tid != hinted, pool.vcpu_ids.get(tid) != cpu, tid))
+    order = _likelier_first(cpu, free, pool, hints)
     if pool.activity.kind is WindowKind.SCHED_SWITCH:
-        edges = pool.activity.edges
-        order.sort(key=lambda tid: (tid != hinted, pool.named.get(tid) != cpu, -edges[tid]))
         order = order[:MAX_PIECEWISE]
     for tid in order:
         if _covered(track, tid, pool):

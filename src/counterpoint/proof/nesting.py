@@ -17,10 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
-from counterpoint.clocks.counter import I64, MASK, U64, relative, to_signed
+from counterpoint.clocks.counter import I64, MASK, U64, Bools, relative, to_signed
 from counterpoint.proof.fit import Thread
 from counterpoint.proof.levels import only
 from counterpoint.proof.verdicts import EpochProof, VcpuProof
@@ -71,26 +73,37 @@ class GuestHost:
         self.clock = clock
         known = [v for v in vcpus if v.host_tid is not None and _is_bounded(v)]
         self.reference_cpu = known[0].guest_cpu if known else 0
-        self.constant = known[0].epochs[0].offset or 0 if known else 0
+        self.constant = _middle_ahead(known[0].epochs[0]) if known else 0
         self._cpus: dict[int, _Cpu] = {}
         for vcpu in known:
             assert vcpu.host_tid is not None
             thread = nested(vcpu.host_tid)
             own = guest_mode(vcpu, thread, recording.base)
             assert own is not None
-            shift = to_signed(self.constant + thread.windows.base - recording.base)
-            reference = _moved((thread.lo, thread.hi), shift, shift)
+            reference = self._in_reference(thread, known[0].epochs[0])
             ahead = [_ahead(epoch, self.constant) for epoch in vcpu.epochs]
             low, high = min(a for a, _ in ahead), max(b for _, b in ahead)
             if max(-low, high) >= _FAR:
                 continue
             self._cpus[vcpu.guest_cpu] = _Cpu(vcpu, own, reference, low, high)
 
+    def _in_reference(self, thread: Thread, epoch: EpochProof) -> Spans:
+        """The thread's spans in the reference clock, which is that of ``epoch`` where that is scaled."""
+        shift = to_signed(self.constant + thread.windows.base - self.recording.base)
+        lo, hi = _moved((thread.lo, thread.hi), shift, shift)
+        if epoch.fitted is not None or epoch.scale.is_identity:
+            return lo, hi
+        clock, base = epoch.as_epoch(), thread.windows.base
+        begin, end = (relative(clock.to_guest(_absolute(s, base)), self.recording.base) for s in (thread.lo, thread.hi))
+        return np.where(thread.lo <= -FOREVER, lo, begin), np.where(thread.hi >= FOREVER, hi, end)
+
     def differs(self, cpus: Sequence[int]) -> bool:
         """Whether the clocks of these CPUs surely differ, or one of them changed; False where one is not known."""
         if any(cpu not in self._cpus for cpu in cpus):
             return False
         mine = [self._cpus[cpu] for cpu in cpus]
+        if any(e.fitted is not None for c in mine for e in c.proof.epochs):
+            return any(_are_apart(one.proof, other.proof) for one, other in pairwise(mine))
         if len(mine) > 1 and any(len(c.proof.epochs) > 1 for c in mine):
             return True
         return bool(mine) and max(c.low for c in mine) > min(c.high for c in mine)
@@ -188,6 +201,23 @@ class GuestHost:
 
     # -- where events lie
 
+    def slower(self, host_stamp: U64, placed: Bools) -> npt.NDArray[np.float64]:
+        """How much more the first host's clock moves than this one's, per unit of it, about each event: f64[n].
+
+        0 where both run alike. ``host_stamp`` u64, ``placed`` bool: the recording's own events in the first host's
+        time.
+        """
+        out = np.zeros(len(self.recording))
+        for cpu in self._cpus.values():
+            for epoch in cpu.proof.epochs:
+                rows = epoch.rows[placed[epoch.rows]]
+                if epoch.scale.is_identity or len(rows) < 2:
+                    continue
+                own = relative(self.recording.stamp[rows[[0, -1]]], int(self.recording.stamp[rows[0]]))
+                there = relative(host_stamp[rows[[0, -1]]], int(host_stamp[rows[0]]))
+                out[epoch.rows] = there[1] / own[1] - 1 if own[1] else 0
+        return out
+
     def entered(self, activity: HostActivity, tid: int, when: I64, host_stamp: I64) -> I64:
         """The row of the event that began the window that holds each of ``when`` i64[n]; -1: not known.
 
@@ -261,6 +291,16 @@ def _ahead(epoch: EpochProof, constant: int) -> tuple[int, int]:
     """What an epoch's clock is ahead of the reference clock: (low, high)."""
     assert epoch.feasible is not None
     low, high = epoch.feasible
+    if epoch.fitted is not None:
+        # a line's offset says little by itself: how far it is ahead where its events are
+        host = np.array([epoch.fitted.band.host[0], epoch.fitted.band.host[-1]], np.uint64)
+        least, greatest = epoch.as_epoch().bound_guest(host)
+        begin = to_signed(int(least[0]) - int(host[0]) - constant)
+        ends = [
+            begin + to_signed(int(g) - int(h) - int(least[0]) + int(host[0]))
+            for g, h in zip([*least, *greatest], [*host, *host], strict=True)
+        ]
+        return min(ends), max(ends)
     begin = to_signed(low - constant)
     return begin, begin + high - low
 
@@ -268,6 +308,38 @@ def _ahead(epoch: EpochProof, constant: int) -> tuple[int, int]:
 def _is_bounded(vcpu: VcpuProof) -> bool:
     # a claim that is refuted beside a map that holds does not undo the map
     return vcpu.verdict.is_sound and all(epoch.feasible is not None for epoch in vcpu.epochs)
+
+
+def _middle_ahead(epoch: EpochProof) -> int:
+    """About how far the epoch's clock is ahead of the host's."""
+    if epoch.fitted is None:
+        return epoch.offset or 0
+    host = epoch.fitted.band.host[0]
+    return to_signed(int(epoch.as_epoch().to_guest(np.array([host], np.uint64))[0]) - host)
+
+
+def _are_apart(one: VcpuProof, other: VcpuProof) -> bool:
+    """Whether two CPUs' clocks surely differ at a time at which lines were fitted to both."""
+    for left in one.epochs:
+        for right in other.epochs:
+            if left.fitted is None or right.fitted is None:
+                continue
+            band, against = left.fitted.band, right.fitted.band
+            begin = max(band.host[0], band.host[0] + to_signed(against.host[0] - band.host[0]))
+            end = min(band.host[-1], band.host[-1] + to_signed(against.host[-1] - band.host[-1]))
+            if begin >= end:
+                continue
+            host = np.array([begin & MASK, (begin + end) // 2 & MASK, end & MASK], np.uint64)
+            low, high = left.as_epoch().bound_guest(host)
+            least, greatest = right.as_epoch().bound_guest(host)
+            if ((low - greatest).view(np.int64) > 0).any() or ((least - high).view(np.int64) > 0).any():
+                return True
+    return False
+
+
+def _absolute(stamps: I64, base: int) -> U64:
+    """Stamps u64[n] of numbers relative to ``base``."""
+    return stamps.view(np.uint64) + np.uint64(base & MASK)
 
 
 def _moved(spans: Spans, low: int, high: int) -> Spans:
@@ -296,9 +368,16 @@ def _image(epochs: tuple[EpochProof, ...], index: int, thread: Thread, base: int
         keep &= hi >= _edge(epochs[index - 1], host_base, last=True)
     if index + 1 < len(epochs):
         keep &= lo <= _edge(epochs[index + 1], host_base, last=False)
-    low, high = epochs[index].feasible or (0, 0)
-    shift = host_base - base
-    return _moved((lo[keep], hi[keep]), to_signed(low + shift), to_signed(high + shift))
+    epoch = epochs[index]
+    low, high = epoch.feasible or (0, 0)
+    if epoch.fitted is None and epoch.scale.is_identity:
+        shift = host_base - base
+        return _moved((lo[keep], hi[keep]), to_signed(low + shift), to_signed(high + shift))
+    edges = []
+    for stamps, side in ((lo[keep], 0), (hi[keep], 1)):
+        guest = epoch.as_epoch().bound_guest(_absolute(stamps, host_base))[side]
+        edges.append(np.where(np.abs(stamps) >= FOREVER, stamps, relative(guest, base)))
+    return edges[0], edges[1]
 
 
 def _edge(epoch: EpochProof, host_base: int, *, last: bool) -> int:
@@ -309,7 +388,8 @@ def _edge(epoch: EpochProof, host_base: int, *, last: bool) -> int:
     stamp = epoch.guest_sure[1 if last else 0]
     if stamp is None or epoch.feasible is None:
         return -int(FOREVER) if last else int(FOREVER)
-    return to_signed(stamp - epoch.feasible[1 if last else 0] - host_base)
+    early, late = epoch.as_epoch().bound(np.array([stamp & MASK], np.uint64))
+    return to_signed(int(early[0] if last else late[0]) - host_base)
 
 
 def _joined(lo: I64, hi: I64) -> Spans:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from counterpoint.proof.lines import (
     Piece,
     bounds,
     by_guest,
+    edges_of,
     in_use,
     sharing_rates,
 )
@@ -80,15 +81,14 @@ class _Level:
     """A thread's allowed spans in levelled host time.
 
     A host stamp is the instant rounded down, and so is a levelled one: an instant lies less than ``thin`` units before
-    and ``thick`` units after its levelled stamp.
+    and ``thick`` units after its levelled stamp, where the clocks are not ``rough``.
     """
 
-    def __init__(self, thread: Thread, scale: Scale) -> None:
+    def __init__(self, thread: Thread, scale: Scale, rough: int) -> None:
         self.scale = scale
         self.thread = thread.at_scale(scale)
         self.lo, self.hi = self.thread.lo, self.thread.hi
-        self.thin = 0 if scale.is_identity else 1
-        self.thick = 1 if scale.is_identity else -(-scale.ratio >> scale.frac_bits) + 1
+        self.thin, self.thick = edges_of(scale, rough)
         gaps = self.thread.gap_hi - self.thread.gap_lo
         self.gap = int(np.median(gaps)) if len(gaps) else 0
 
@@ -115,18 +115,22 @@ def find_pieces(
     error: Fraction = RATE_ERROR,
     *,
     constant: bool = True,
+    rough: int = 0,
     known: Sequence[Lines] = (),
     late: Sequence[tuple[int, int]] = (),
+    looks: int | None = None,
 ) -> list[Piece]:
     """Find the pieces of ``guest`` i64[n] (a guest CPU's stamps in recorded order) in ``thread``'s windows, in order.
 
     ``scale`` is what is known of the guest's rate, true to ``error``. ``constant``: all pieces have one rate, though it
-    is not known; else it may change at any time, without a jump. ``known``: lines that other CPUs of the guest are on,
-    which are tried first, and alone where nothing else is known. ``late``: (first, last) events of which some may be
-    stamped late (see ``Track``). At most MAX_PIECES are found; none where no line holds enough events to be told from
+    is not known; else it may change at any time, without a jump. ``rough``: see ``Relation``. ``known``: lines that
+    other CPUs of the guest are on, which are tried first, and alone where nothing else is known. ``late``: (first,
+    last) events of which some may be stamped late (see ``Track``). ``looks``: how many stretches to try where nothing
+    was found yet (None: all). At most MAX_PIECES are found; none where no line holds enough events to be told from
     chance.
     """
-    search = _Search(guest, thread, scale, (-error, error), known, constant=constant)
+    search = _Search(guest, _Level(thread, scale, rough), (-error, error), known, constant=constant)
+    search.looks = looks
     found: list[Piece] = []
     searched: set[tuple[int, int]] = set()
     while len(found) < MAX_PIECES:
@@ -174,20 +178,13 @@ class _Search:
     """The search for pieces in one thread's windows, all in one level."""
 
     def __init__(
-        self,
-        guest: I64,
-        thread: Thread,
-        scale: Scale,
-        slopes: tuple[Fraction, Fraction],
-        known: Sequence[Lines],
-        *,
-        constant: bool,
+        self, guest: I64, level: _Level, slopes: tuple[Fraction, Fraction], known: Sequence[Lines], *, constant: bool
     ) -> None:
-        self.guest, self.thread = guest, thread
-        self.level = _Level(thread, scale)
+        self.guest, self.level = guest, level
         self.slopes = slopes
         self.known = known
         self.constant = constant
+        self.looks: int | None = None
 
     def hole(self, begin: int, end: int, left: Piece | None, right: Piece | None) -> list[Piece]:
         """The pieces that were found where events begin..end leave a hole between two others."""
@@ -229,8 +226,9 @@ class _Search:
                 yield _Where(around, self.slopes, EVIDENCE_BETWEEN, near=right.lines)
         if self.known and left is None and right is None:
             return
+        stretches = _stretches(begin, end, least)
         yield _Where(
-            _stretches(begin, end, least),
+            stretches if left or right else islice(stretches, self.looks),
             self.slopes,
             EVIDENCE_BETWEEN if left and right else EVIDENCE_BESIDE if left or right else EVIDENCE_PER_TRIAL_BIT,
             self._host(left, left.sure_last - 1) if left else None,
@@ -298,9 +296,27 @@ class _Search:
         if bits < needed:
             return None
         grown += self._all_grown(seeds[FIRST_SEEDS:MAX_SEEDS], first, last)
-        rivals = [p for b, p in grown if b * RIVAL_SHARE > bits and _is_rival(p, best)]
+        rivals: list[Piece] = []
+        for other_bits, other in grown:
+            if other_bits * RIVAL_SHARE <= bits or not _is_of_same(other, best):
+                continue
+            others = other.polygon.moved(best.origin - other.origin)
+            if best.polygon.holds(others):
+                continue
+            both = None if best.polygon.meets(others) is None else self._about(best, others)
+            if both is not None:
+                best = both
+            else:
+                rivals.append(other)
         many = len(seeds) > MAX_SEEDS and seeds[MAX_SEEDS][0] * RIVAL_SHARE > bits
         return replace(best, needed=needed, rivals=() if many else tuple(rivals), is_unique=not rivals and not many)
+
+    def _about(self, piece: Piece, lines: Polygon) -> Piece | None:
+        """The piece with all lines about its own and ``lines``, which meet them."""
+        values = [value for polygon in (piece.polygon, lines) for value in polygon.values(0)]
+        slopes = [slope for polygon in (piece.polygon, lines) for slope in polygon.slopes]
+        box = Polygon.box(0, (min(values), max(values)), (min(slopes), max(slopes)))
+        return self._opened(Lines(piece.origin, box), piece.first, piece.last)
 
     def _clusters(self, cells: list[Cell], centre: int, first: int, last: int) -> list[Cluster]:
         """What to look at: all that the cells hang together in, or where that is too much what fits windows best."""
@@ -336,7 +352,7 @@ class _Search:
     def _evidence(self, lines: Lines, first: int, last: int) -> int:
         """Bits of evidence that events first..last are on a line, by its fit into run windows."""
         line = in_use(lines, self.level.scale)
-        return check(self.guest[first:last], line.offset, self.thread.at_scale(line.scale)).evidence
+        return check(self.guest[first:last], line.offset, self.level.thread.at_scale(line.scale)).evidence
 
     def _grown(self, seed: Lines, first: int, last: int) -> Piece | None:
         """Extend the lines that hold events first..last as far as one line holds; None where that is no piece."""
@@ -495,7 +511,7 @@ class _Search:
     def _in_windows(self, lines: Lines, first: int, last: int) -> Bools:
         """Which of events first..last the middle line puts into run windows."""
         line = in_use(lines, self.level.scale)
-        windows = self.thread.at_scale(line.scale).windows
+        windows = self.level.thread.at_scale(line.scale).windows
         host = self.guest[first:last] - line.offset
         at = np.searchsorted(windows.lo, host, side="right") - 1
         inside: Bools = windows.is_run[at] & (host <= windows.hi[at])
@@ -525,13 +541,10 @@ def _boxed(cluster: Cluster, centre: int) -> Lines:
     return Lines(centre - (lo + hi) // 2, Polygon.box(0, (lo - room, hi + room), (low, high)))
 
 
-def _is_rival(piece: Piece, best: Piece) -> bool:
-    """Whether ``piece`` has other lines than ``best`` has, for most of its events."""
+def _is_of_same(piece: Piece, best: Piece) -> bool:
+    """Whether ``piece`` is of most of the events of ``best``."""
     common = min(piece.last, best.last) - max(piece.first, best.first)
-    return (
-        2 * common > best.last - best.first
-        and best.polygon.meets(piece.polygon.moved(best.origin - piece.origin)) is None
-    )
+    return 2 * common > best.last - best.first
 
 
 def _between(polygon: Polygon, tops: tuple[I64, I64], bottoms: tuple[I64, I64]) -> Polygon | None:

@@ -65,6 +65,10 @@ class Polygon:
         """The lines that both hold; None where there is none."""
         return self.clip(other.edges)
 
+    def holds(self, other: Polygon) -> bool:
+        """Whether all of the other's lines are among its own."""
+        return all(p * a + q * b <= r * d for a, b, d in other.corners for p, q, r in self.edges)
+
     def moved(self, by: int) -> Polygon:
         """The same lines over ``x - by`` instead of x."""
         corners = tuple((a + b * by, b, d) for a, b, d in self.corners)

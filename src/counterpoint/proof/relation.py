@@ -5,9 +5,10 @@ Sources: Documentation/trace/ftrace.rst (trace_clock), kernel/trace/trace_clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from counterpoint.claims import pvclock
 from counterpoint.clocks.rate import Rate
 from counterpoint.clocks.scaling import TSC_TOLERANCE_PPM, Scale
 from counterpoint.proof.lines import RATE_ERROR, scale_of
@@ -34,6 +35,18 @@ ONE_CLOCK = ("mono", "mono_raw", "boot", "tai")
 
 SCHED_CLOCKS = ("local", "global", "perf")
 
+KVM_CLOCK_ERROR = Fraction(2, 1_000_000)
+"""KVM counts a guest's TSC in whole kHz, and so does the host's kernel the TSC that its clocks in ns are made of."""
+
+EXACT = Fraction(1, 1 << 40)
+"""What is left of a rate that is known: a millionth of a ns in a second."""
+
+ROUGH = 2
+"""x86: kvm-clock, which may be behind any clock in ns, is rounded down twice: its stamps are up to 2 ns behind it."""
+
+MAX_PV_RATES = 4
+"""Rates of kvm-clocks that are tried: guests of more kinds than this are seldom on one host."""
+
 SCALED_PPM = 200
 """Rates of two counters that differ by more are not one rate measured twice (KVM scales from 250 ppm on)."""
 
@@ -44,7 +57,8 @@ class Relation:
 
     ``scale``: guest units per host unit, as far as it is known (None: it is not). ``constant``: the rates are exactly
     so, one offset relates them until it is changed. Else they may differ by ``error``, and vary by ``slew_ppm``
-    meanwhile. ``is_shared``: all CPUs of the guest have one clock. ``reason``: why nothing is known.
+    meanwhile. ``is_shared``: all CPUs of the guest have one clock. ``rough``: by how many units stamps may be off a
+    line. ``rate_source``: who says what the rate is, other than the clocks' names. ``reason``: why nothing is known.
     """
 
     scale: Scale | None
@@ -52,6 +66,8 @@ class Relation:
     error: Fraction = RATE_ERROR
     slew_ppm: int = 0
     is_shared: bool = False
+    rough: int = 0
+    rate_source: str = ""
     reason: str = ""
 
 
@@ -74,7 +90,38 @@ def relation_of(host: Recording, guest: Recording) -> Relation:
                 " timer:hrtimer_expire_entry too",
             )
     assert rates[0] is not None and rates[1] is not None
-    return Relation(_between(rates[0], rates[1]), slew_ppm=slew, is_shared=_is_shared(host, guest))
+    return Relation(
+        _between(rates[0], rates[1]), slew_ppm=slew, is_shared=_is_shared(host, guest), rough=_rough(host, guest)
+    )
+
+
+def kvm_clock_relations(host: Recording, guest: Recording) -> list[Relation]:
+    """What kvm_pvclock_update events say of the rate, where the guest's trace clock may be kvm-clock; none: nothing.
+
+    Between a host's TSC and a guest whose own is not scaled the rate is exact. Where clocks in ns are compared it is
+    one, but for what KVM and the kernel round: both are of the host's TSC.
+    """
+    if guest.clock not in SCHED_CLOCKS or host.clock in SLEW_PPM:
+        return []
+    told = pvclock.rates_of(host)[:MAX_PV_RATES]
+    alike = Relation(Scale(), error=KVM_CLOCK_ERROR, is_shared=True, rough=ROUGH, rate_source=pvclock.SOURCE)
+    if host.unit == "ns":
+        return [alike] if told else []
+    ticks = rate_of(host)
+    out = []
+    for one in told:
+        # ns of the guest's tick against ns of the host's: alike where the guest's TSC is the host's plus an offset
+        apart = None if ticks is None else abs(one.rate * Fraction(1 << ticks.shift, ticks.mult) - 1)
+        if apart is None or apart * 1_000_000 <= SCALED_PPM:
+            out.append(replace(alike, scale=scale_of(one.rate), error=EXACT))
+        elif ticks is not None and ticks.source == "tsc2nsec":
+            out.append(replace(alike, scale=scale_of(Fraction(ticks.mult, 1 << ticks.shift))))
+    return out
+
+
+def _rough(host: Recording, guest: Recording) -> int:
+    """By how many units a stamp may be off a line, beside being rounded down."""
+    return 0 if host.unit == guest.unit == "ticks" or is_arm64(host) else ROUGH
 
 
 def _is_shared(host: Recording, guest: Recording) -> bool:

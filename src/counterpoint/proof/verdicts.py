@@ -94,6 +94,7 @@ class Fitted:
     what the recordings say of their clocks). ``slew_ppm``: how much the rate may vary within the epoch (0: it is
     constant), which the bound takes into account. ``band`` bounds the guest's true stamp about that of the map in use
     over time. Where the guest's other CPUs, on the same clock, narrow it, ``own`` is what this CPU's events alone say.
+    ``rate_source``: who told the rate before any event was looked at.
     """
 
     nominal: Scale
@@ -101,6 +102,7 @@ class Fitted:
     slew_ppm: int
     band: Band
     own: Band | None = None
+    rate_source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

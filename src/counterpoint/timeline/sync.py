@@ -24,11 +24,19 @@ from counterpoint.proof.machine_lines import machine_lines, peers_of
 from counterpoint.proof.matching import Hints, Match, ThreadPool, match
 from counterpoint.proof.nesting import Clock, GuestHost
 from counterpoint.proof.reconcile import reconciled
-from counterpoint.proof.relation import FIRST_HOST, Relation, kvm_scale, relation_of, scaled_relation
+from counterpoint.proof.relation import (
+    FIRST_HOST,
+    Relation,
+    kvm_clock_relations,
+    kvm_scale,
+    relation_of,
+    scaled_relation,
+)
 from counterpoint.proof.sharpening import sharpened
 from counterpoint.proof.signs import signs_of
 from counterpoint.proof.sums import Hypervisor, Sum, explained
 from counterpoint.proof.ticks import TickProver, in_ns, sure_rows, with_cntvoff
+from counterpoint.proof.told_rates import held_to, refuted_by
 from counterpoint.proof.tracks import Track, tracks_of
 from counterpoint.proof.vcpu import BY_CAUSALITY, VcpuProver, unmatched
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict, worst
@@ -410,7 +418,8 @@ def _prove_guest(
             " host was on a CPU, by its sched_switch events (record the host with -e kvm for tighter bounds)"
         )
     relation = relation_of(host, guest)
-    if relation.scale is None:
+    kvm_clocks = [] if relation.constant or not use_claims else kvm_clock_relations(host, guest)
+    if relation.scale is None and not kvm_clocks:
         warnings.append(f"{name} cannot be related to {parent}: {relation.reason}")
     elif guest.clock != host.clock:
         warnings.append(
@@ -438,14 +447,14 @@ def _prove_guest(
     if counter is not None and pool.guest_host is not None and pool.guest_host.clock is Clock.REFERENCE:
         counter = CounterInfo(reason=f"its offset is not to the clock of the CPU of {parent} that it was on")
     job = _Job(guest, tracks, pool, hints, by_cpu, writes, counted)
-    if not pool.tids or relation.scale is None:
+    if not pool.tids:
         vcpus = job.unmatched()
     elif relation.constant:
         vcpus = _by_constants(job, host, part)
         if counter is not None and part is None:
             vcpus = _with_help(job, host, vcpus, counter)
     else:
-        vcpus = job.by_lines(relation)
+        vcpus = _by_lines(job, relation, kvm_clocks)
     if part is not None and not part.final:
         return GuestProof(name, guest, parent, tuple(vcpus), tuple(warnings), pool)
     known = {track.cpu for track in tracks}
@@ -544,6 +553,26 @@ class _Job:
                 prove_lines(self.guest, track, thread, pieces, relation, claims, found.matched_by, notes, peers)
             )
         return vcpus
+
+
+def _by_lines(job: _Job, relation: Relation, told: list[Relation]) -> list[VcpuProof]:
+    """By a rate that was ``told``, where causality allows it; else by what the clocks' names say of it."""
+    tried = []
+    for one in told:
+        vcpus = job.by_lines(one)
+        if all(_is_known(v) for v in vcpus):
+            return held_to(vcpus, one)
+        tried.append((one, vcpus))
+    free = job.unmatched() if relation.scale is None else job.by_lines(relation)
+    for one, vcpus in tried:
+        if sum(_is_known(v) for v in vcpus) > sum(_is_known(v) for v in free):
+            return held_to(vcpus, one)
+        free = refuted_by(free, one)
+    return free
+
+
+def _is_known(vcpu: VcpuProof) -> bool:
+    return vcpu.verdict not in (Verdict.UNBOUNDED, Verdict.AMBIGUOUS)
 
 
 def _by_constants(job: _Job, host: Recording, part: Part | None = None) -> list[VcpuProof]:
