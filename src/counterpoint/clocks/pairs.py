@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from counterpoint.clocks.counter import to_signed
+from counterpoint.clocks.counter import MASK, to_signed
 
 SLEW_PPM = 1000
 """How far the counter and CLOCK_REALTIME may part away from a pair: NTP slews by 500 ppm either way."""
@@ -76,4 +76,4 @@ class PairedClock:
         near = min(self.pairs, key=lambda p: abs(realtime_ns - p.realtime_ns))
         passed = (realtime_ns - near.realtime_ns) / self.ns_per_tick
         bound = near.bound_ns / self.ns_per_tick + abs(passed) * SLEW_PPM / 1_000_000 + 1
-        return Reading((near.counter + int(passed // 1)) & ((1 << 64) - 1), int(bound) + 1)
+        return Reading((near.counter + int(passed // 1)) & MASK, int(bound) + 1)

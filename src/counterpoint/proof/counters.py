@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from counterpoint.clocks.arch_counter import NS_PER_SEC, Clock, Lattice, find_lattice, lattice_of
+from counterpoint.clocks.arch_counter import NS_PER_SEC, Clock, Lattice, lattice_of
 from counterpoint.clocks.counter import I64, distinct, relative
 from counterpoint.errors import UsageError
 from counterpoint.proof.cntvoff import CounterPair
 from counterpoint.proof.feasible import Interval
+from counterpoint.proof.lattices import lattice_of_recording
 from counterpoint.traces.arch import is_arm64
 from counterpoint.traces.recording import Recording
 
@@ -93,7 +94,6 @@ class Counters:
             if self._given[name][0] > self._given[name][1]:
                 raise UsageError(f"--k {name}: two intervals of K are given that have nothing in common")
         self._learned: dict[str, Interval] = {}
-        self._found: dict[str, Lattice | None] = {}
         self._implied: dict[tuple[str, str], tuple[Interval, str]] = {}
         self._asked: set[str] = set()
         self.warnings: list[str] = []
@@ -110,7 +110,7 @@ class Counters:
     def with_guest(self, info: CounterInfo, host: str, guest: str, whole: Interval) -> CounterInfo:
         """The same where anchors tell that index minus ticks of the guest lies in ``whole``."""
         # the anchors count in what the stamps alone show
-        own = self._lattice(guest)
+        own = lattice_of_recording(self._recordings[guest])
         if info.lattices is None or own is None or own.scale != info.lattices[1].scale or whole[0] > whole[1]:
             return info
         told, said = own.k_of(whole), self._given.get(guest)
@@ -152,18 +152,12 @@ class Counters:
 
     # -- the frequency
 
-    def _lattice(self, name: str) -> Lattice | None:
-        if name not in self._found:
-            recording = self._recordings[name]
-            clock = next((c for c in CLOCKS if c == recording.clock), None)
-            self._found[name] = None if clock is None else find_lattice(recording.stamp, clock)
-        return self._found[name]
-
     def _at(self, hz: int, names: Sequence[str]) -> tuple[Lattice, Lattice] | None:
         """The lattices of both at one frequency, where both lie on it."""
         out = []
         for name in names:
-            recording, own = self._recordings[name], self._found.get(name)
+            recording = self._recordings[name]
+            own = lattice_of_recording(recording) if self._frequency is None else None
             clock = next(c for c in CLOCKS if c == recording.clock)
             out.append(own if own and own.scale.frequency == hz else lattice_of(recording.stamp, hz, clock))
         first, second = out
@@ -178,7 +172,7 @@ class Counters:
                     reason=f"the stamps of {host} or {guest} are not those of a counter of {self._frequency} Hz"
                 )
             return CounterInfo(self._frequency, GIVEN, lattices=both)
-        found = [lattice for name in names if (lattice := self._lattice(name)) is not None]
+        found = [one for name in names if (one := lattice_of_recording(self._recordings[name])) is not None]
         if not found:
             return CounterInfo(
                 reason=f"the counter's frequency does not show in the stamps of {host} and {guest}, as it does below"

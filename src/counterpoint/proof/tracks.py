@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,21 +15,25 @@ from counterpoint.traces.recording import Recording
 class Track:
     """Guest CPU ``cpu``: ``rows`` i64[n] of the recording, and ``guest`` i64[n], their stamps minus ``base``.
 
-    ``late_ends`` are the positions at which a sub-buffer begins with a stamp below the one before: the guest's
-    counter stepped back while the sub-buffer before it was written. ``late_begins``: where each of those begins.
+    ``late``: spans (first, last) of positions, each a sub-buffer that the guest's counter stepped back in while it was
+    written, for the one after it begins with a stamp below: some of its events may be stamped late.
     """
 
     cpu: int
     rows: I64
     guest: I64
     base: int
-    late_ends: tuple[int, ...]
-    late_begins: tuple[int, ...] = ()
+    late: tuple[tuple[int, int], ...] = ()
 
     @property
-    def late(self) -> tuple[tuple[int, int], ...]:
-        """The spans (first, last) of events among which the counter stepped back: some may be stamped late."""
-        return tuple(zip(self.late_begins, self.late_ends, strict=True))
+    def late_ends(self) -> tuple[int, ...]:
+        """The positions at which the sub-buffers after those begin."""
+        return tuple(end for _, end in self.late)
+
+    def part(self, first: int, last: int) -> Track:
+        """The events ``first`` to ``last`` (exclusive) alone."""
+        late = tuple((max(a - first, 0), b - first) for a, b in self.late if first < b < last)
+        return replace(self, rows=self.rows[first:last], guest=self.guest[first:last], late=late)
 
     def relative_offset(self, offset: int, host_base: int) -> int:
         """An offset between trace-clock values as one between numbers relative to the two bases."""
@@ -55,15 +59,14 @@ def tracks_of(guest: Recording) -> list[Track]:
         # the middle one is within 2**63 of all others, wherever the counter stands
         base = int(stamps[len(stamps) // 2])
         values = relative(stamps, base)
-        late: tuple[int, ...] = ()
-        begins: tuple[int, ...] = ()
+        late: tuple[tuple[int, int], ...] = ()
         if len(parts) > 1:
             order = np.argsort(values, kind="stable")
             rows, values = rows[order], values[order]
         else:
             back = np.flatnonzero(values[1:] < values[:-1]) + 1
-            late = tuple(back[np.isin(rows[back], first_rows)].tolist()) if len(back) else ()
-            before = first_rows[np.searchsorted(first_rows, rows[list(late)]) - 1]
-            begins = tuple(np.searchsorted(rows, before).tolist())
-        out.append(Track(cpu, rows, values, base, late, begins))
+            ends = back[np.isin(rows[back], first_rows)]
+            begins = np.searchsorted(rows, first_rows[np.searchsorted(first_rows, rows[ends]) - 1])
+            late = tuple(zip(begins.tolist(), ends.tolist(), strict=True))
+        out.append(Track(cpu, rows, values, base, late))
     return out

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
 
-from counterpoint.clocks.counter import U64, add, relative, to_signed
+from counterpoint.clocks.counter import MASK, U64, add, relative, to_signed
 from counterpoint.clocks.pairs import ClockPair, PairedClock
 from counterpoint.clocks.scaling import TSC_TOLERANCE_PPM, Scale
 from counterpoint.proof.lines import as_fraction, scale_of
@@ -147,15 +147,14 @@ def by_counter(
             " on the host before: it was set back, and the move is put right behind that exit",
         )
         used = of(not_before)
-    mask = (1 << 64) - 1
     slews = {c: SLEW_PPM.get(c, 0) for c in (recordings[None].clock, recordings[host].clock)}
     return Join(
         host,
         BY_COUNTER,
         Verdict.DERIVED,
         at,
-        (base + used) & mask,
-        (base + max(earliest, of(not_before))) & mask,
+        (base + used) & MASK,
+        (base + max(earliest, of(not_before))) & MASK,
         None,
         not_before,
         scale_of(hops[0].rate) if hops[0].rate != 1 else Scale(),
@@ -185,8 +184,7 @@ def _through(hop: _Hop, join: Join) -> _Hop:
     )
 
 
-def _one(change: object, stamp: int) -> int:
-    assert callable(change)
+def _one(change: Callable[[U64], U64], stamp: int) -> int:
     return int(change(np.array([stamp], np.uint64))[0])
 
 
@@ -194,7 +192,7 @@ def _stamp(pool: ThreadPool, tid: int | None, *, first: bool) -> int:
     """The host stamp of the first or the last event that bounds a thread's windows."""
     assert tid is not None
     windows = pool.thread(tid).real
-    return (windows.base + (windows.first if first else windows.last)) & ((1 << 64) - 1)
+    return (windows.base + (windows.first if first else windows.last)) & MASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +230,6 @@ def by_pairs(join: Join, first: tuple[str, Recording], further: Recording, wall:
             " exit on the host before",
             "refuted",
         )
-    mask = (1 << 64) - 1
     notes = join.notes
     ahead = to_signed(join.earliest - join.not_before) - (middle + spread)
     if ahead > 0:
@@ -241,9 +238,9 @@ def by_pairs(join: Join, first: tuple[str, Recording], further: Recording, wall:
         join,
         source=BY_PAIRS,
         verdict=Verdict.DERIVED if wall.within_ns is None else Verdict.PROVED,
-        stamp=(join.not_before + max(middle, 0)) & mask,
-        earliest=(join.not_before + max(middle - spread, 0)) & mask,
-        latest=(join.not_before + middle + spread) & mask,
+        stamp=(join.not_before + max(middle, 0)) & MASK,
+        earliest=(join.not_before + max(middle - spread, 0)) & MASK,
+        latest=(join.not_before + middle + spread) & MASK,
         assumption=AGREE if wall.within_ns is None else AGREE_WITHIN.format(wall.within_ns),
         notes=notes,
     )

@@ -117,7 +117,7 @@ def divide(
         return tuple(_not_beyond(guest, t, p, stays[t.cpu]) for t, p in zip(tracks, whole, strict=True))
     proofs: dict[tuple[int, int], VcpuProof] = {}
     for number in range(len(names)):
-        parts = [_cut(t, s.first, s.last) for t in tracks for s in stays[t.cpu] if s.host == number]
+        parts = [t.part(s.first, s.last) for t in tracks for s in stays[t.cpu] if s.host == number]
         if parts:
             proofs |= {
                 (number, p.guest_cpu): p for p in prove(number, Part(parts, True, number > 0, rate if number else None))
@@ -215,7 +215,7 @@ class _Search:
     def _proof(self, number: int, first: int, last: int) -> VcpuProof | None:
         """The proof of events first..last alone, None where it leaves a doubt."""
         rate = self._rate if number else None
-        cut = _cut(self.track, first, last)
+        cut = self.track.part(first, last)
         (proof,) = self._prove(number, Part([cut], False, number > 0, rate))
         return proof if _is_plain(proof) or self._is_between_few(number, cut, proof) else None
 
@@ -303,12 +303,6 @@ def is_plain(epoch: EpochProof) -> bool:
     if epoch.verdict is Verdict.REFUTED:
         return len(epoch.candidates) <= 1 and epoch.evidence >= MIN_EVIDENCE
     return epoch.verdict.is_sound
-
-
-def _cut(track: Track, first: int, last: int) -> Track:
-    """Events first..last of a track."""
-    late = tuple(at - first for at in track.late_ends if first < at < last)
-    return replace(track, rows=track.rows[first:last], guest=track.guest[first:last], late_ends=late)
 
 
 def _joined(

@@ -20,8 +20,8 @@ import numpy as np
 
 from counterpoint.clocks.arch_counter import Lattice, lattice_at, scale_of
 from counterpoint.clocks.counter import I64, U64, Bools, distinct, relative
-from counterpoint.proof.anchors.lattices import lattice_of
 from counterpoint.proof.anchors.unseen import unbroken
+from counterpoint.proof.lattices import lattice_of_recording
 from counterpoint.traces.formats import EventFormat
 from counterpoint.traces.recording import Recording
 from counterpoint.traces.symbols import Symbols
@@ -103,7 +103,7 @@ class MonoClock:
     @cached_property
     def lattice(self) -> Lattice | None:
         """The lattice of the stamps."""
-        return lattice_of(self.recording)
+        return lattice_of_recording(self.recording)
 
     @cached_property
     def symbols(self) -> Symbols:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -13,17 +14,29 @@ from counterpoint.traces.recording import Recording
 _SUGGESTING = 1 << 16  # stamps that the search begins with; and that are held against the lattice at a time
 
 
-def lattice_of(recording: Recording) -> Lattice | None:
-    """The lattice of the recording's stamps; None where its clock has none (see ``arch_counter.find_lattice``)."""
+_found: WeakKeyDictionary[Recording, Lattice | None] = WeakKeyDictionary()
+
+
+def lattice_of_recording(recording: Recording) -> Lattice | None:
+    """The lattice of the recording's stamps, found once; None where its clock has none.
+
+    As ``arch_counter.find_lattice`` of all stamps, but that ``multiples`` are those of some of them alone.
+    """
+    if recording not in _found:
+        _found[recording] = _search(recording)
+    return _found[recording]
+
+
+def _search(recording: Recording) -> Lattice | None:
     clocks: dict[str, Clock] = {"mono_raw": "mono_raw", "local": "local"}
     clock, stamp = clocks.get(recording.clock), recording.stamp
     if clock is None:
         return None
     step = max(1, len(stamp) // _SUGGESTING)
     found = find_lattice(stamp[::step], clock)
-    if step == 1 or found is None:
-        return found
-    return _narrowed(found, stamp) or find_lattice(stamp, clock)
+    if step > 1:
+        found = (found and _narrowed(found, stamp)) or find_lattice(stamp, clock)
+    return found
 
 
 def _narrowed(lattice: Lattice, stamps: U64) -> Lattice | None:
