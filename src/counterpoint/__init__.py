@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from counterpoint.proof.verdicts import ClaimProof, EpochProof, VcpuProof, Verdict, Witness
     from counterpoint.timeline.maps import read_map
     from counterpoint.timeline.merge import Machine, Timeline
-    from counterpoint.timeline.sync import GuestProof, SyncResult, sync
+    from counterpoint.timeline.proving import GuestProof
+    from counterpoint.timeline.sync import SyncResult, sync
     from counterpoint.traces.recording import Recording
 
 _HOMES = {
@@ -44,7 +45,7 @@ _HOMES = {
     "ClockPair": "clocks.pairs",
     "Epoch": "clocks.maps",
     "EpochProof": "proof.verdicts",
-    "GuestProof": "timeline.sync",
+    "GuestProof": "timeline.proving",
     "Machine": "timeline.merge",
     "Maps": "clocks.machines",
     "Rate": "clocks.rate",

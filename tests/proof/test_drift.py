@@ -11,7 +11,8 @@ import pytest
 from counterpoint.clocks.counter import I64, U64, Bools
 from counterpoint.proof.verdicts import EpochProof, Verdict
 from counterpoint.simulate import World, WorldOptions, random_options
-from counterpoint.timeline.sync import GuestProof, SyncResult, sync
+from counterpoint.timeline.proving import GuestProof
+from counterpoint.timeline.sync import SyncResult, sync
 
 
 def made(folder: Path, options: WorldOptions, **how: Any) -> tuple[World, SyncResult]:

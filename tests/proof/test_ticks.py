@@ -15,7 +15,8 @@ from counterpoint.outputs.report import sync_report
 from counterpoint.proof.verdicts import CounterClaimProof, VcpuProof, Verdict
 from counterpoint.proof.windows import HostActivity
 from counterpoint.simulate import World, WorldOptions
-from counterpoint.timeline.sync import GuestProof, SyncResult, sync
+from counterpoint.timeline.proving import GuestProof
+from counterpoint.timeline.sync import SyncResult, sync
 
 MASK = (1 << 64) - 1
 PROBE = "lab:set_cntvoff:off"

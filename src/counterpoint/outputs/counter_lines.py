@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from counterpoint.claims import given
 from counterpoint.proof.counters import BY_RECORDING, GIVEN, CounterInfo
 from counterpoint.proof.verdicts import CounterClaimProof, VcpuProof, Verdict
-from counterpoint.timeline.sync import GuestProof, SyncResult
+from counterpoint.timeline.proving import GuestProof
+from counterpoint.timeline.sync import SyncResult
 
 
 def counter_lines(guest: GuestProof) -> Iterator[str]:

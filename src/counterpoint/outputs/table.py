@@ -10,7 +10,8 @@ from counterpoint.outputs.counter_lines import counter_lines, shown_claims
 from counterpoint.outputs.printable import printable
 from counterpoint.outputs.report import width_ns
 from counterpoint.proof.verdicts import ClaimProof, CounterClaimProof, EpochProof, MisStamped, VcpuProof, Verdict
-from counterpoint.timeline.sync import GuestProof, SyncResult, offset_width
+from counterpoint.timeline.proving import GuestProof
+from counterpoint.timeline.sync import SyncResult, offset_width
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -23,7 +23,8 @@ from counterpoint.proof.reach import MAX_SPANS, reaches_of
 from counterpoint.proof.relation import relation_of
 from counterpoint.proof.verdicts import VcpuProof, Verdict
 from counterpoint.proof.windows import RunWindows
-from counterpoint.timeline.sync import GuestProof, SyncResult
+from counterpoint.timeline.proving import GuestProof
+from counterpoint.timeline.sync import SyncResult
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
 
