@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := tests/data/x86-agent
 
-.PHONY: demo test test-live lint bench zipapp clean help
+.PHONY: demo test test-live worlds lint bench zipapp clean help
 
 help:
 	@echo "make demo   the main job on a bundled recording of a host and its guest"
 	@echo "make test   all tests (install Debian's trace-cmd to compare with it)"
 	@echo "make test-live  tests of the running kernel: root, tracefs, /dev/kvm"
+	@echo "make worlds 500 simulated worlds judged by their truth (half an hour)"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make bench  timings, side by side with trace-cmd"
 	@echo "make zipapp counterpoint.pyz: the live commands in one file, for any Python from 3.9 on"
@@ -39,6 +40,10 @@ test: $(VENV)/.develop
 # alone: tracefs and /dev/kvm are the machine's
 test-live: $(VENV)/.develop
 	COUNTERPOINT_LIVE=1 $(BIN)/python -m pytest tests/live $(ARGS)
+
+# half an hour: what the page on accuracy states
+worlds: $(VENV)/.develop
+	$(BIN)/python tests/simulate/run_worlds.py 0..500 --write docs/accuracy.md $(ARGS)
 
 lint: $(VENV)/.develop
 	$(BIN)/ruff check

@@ -65,7 +65,8 @@ def test_columns_are_those_of_the_machines(tmp_path: Path) -> None:
 
 def machine(path: Path, name: str, file: TraceFile, placed: bool = True) -> Machine:
     recording = Recording.open(file.write(path / f"{name}.dat"))
-    return Machine(name, recording, None, recording.stamp, np.full(len(recording), placed, np.bool_))
+    mask = np.full(len(recording), placed, np.bool_)
+    return Machine(name, recording, None, recording.stamp, mask, mask)
 
 
 def test_ties_go_to_the_host_then_by_machine_and_cpu(tmp_path: Path) -> None:

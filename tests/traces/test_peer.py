@@ -72,7 +72,7 @@ def raw_stamps(recording: Recording) -> list[str]:
 def our_lines(recording: Recording, *, raw: bool, plain_stamps: bool) -> Iterator[str]:
     """The recording as ``show`` prints it; ``plain_stamps``: ns as integers, as trace-cmd shows uncorrected ones."""
     everything = np.ones(len(recording), np.bool_)
-    timeline = Timeline([Machine(recording.name, recording, None, recording.stamp, everything)], None)
+    timeline = Timeline([Machine(recording.name, recording, None, recording.stamp, everything, everything)], None)
     for text in TimelineText(timeline, raw=raw, dialect=V1_7).lines():
         line = text
         if plain_stamps and recording.unit == "ns":

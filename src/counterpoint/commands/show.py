@@ -114,7 +114,8 @@ def _timeline(args: argparse.Namespace) -> tuple[Timeline, SyncResult | None]:
     recording = Recording.open(args.host)
     for text in recording.warnings:
         warn(text)
-    alone = Machine(recording.name, recording, None, recording.stamp, np.ones(len(recording), np.bool_))
+    all_of_it = np.ones(len(recording), np.bool_)
+    alone = Machine(recording.name, recording, None, recording.stamp, all_of_it, all_of_it)
     return Timeline([alone], rate_of(recording)), None
 
 

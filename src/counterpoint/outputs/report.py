@@ -63,6 +63,7 @@ def sync_report(result: SyncResult, *, merged: bool = True, pairs: Iterable[Cloc
             "from_ns": rate.to_ns(ends[0]) if rate and ends[0] is not None else None,
             "to_ns": rate.to_ns(ends[1]) if rate and ends[1] is not None else None,
             "unplaced": timeline.unplaced,
+            "unproved": timeline.unproved,
             "ns_source": rate.source if rate else None,
         }
     out["warnings"] = [*result.warnings, *(w for g in result.guests for w in g.warnings)]

@@ -248,6 +248,10 @@ def _print_timeline(out: Console, result: SyncResult) -> None:
         text += f"; {lost} events were lost while recording"
     if timeline.unplaced:
         text += f"; {timeline.unplaced} events are left out, their clock map is not known"
+    if timeline.unproved:
+        text += (
+            f"; the place of {timeline.unproved} is not proved: their map is in doubt, or the host saw nothing there"
+        )
     out.print(text)
     rate = timeline.rate
     if rate is not None and rate.source != "clock":

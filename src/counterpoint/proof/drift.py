@@ -15,7 +15,7 @@ from counterpoint.clocks.band import BILLION, Band
 from counterpoint.clocks.counter import I64, to_signed
 from counterpoint.clocks.scaling import Scale
 from counterpoint.proof.cone import cone
-from counterpoint.proof.epochs import MIN_BETWEEN, change_points, unexplained
+from counterpoint.proof.epochs import change_points, unexplained
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, Candidate, Fit, Thread, check, fit
 from counterpoint.proof.lines import Line, Lines, Piece, as_fraction, edges_of, in_use, value_bounds
 from counterpoint.proof.relation import Relation
@@ -74,7 +74,6 @@ def prove_lines(
         # the parts beside it only say that it is not the first or the last
         parts = [part] * len(pieces)
         epoch = VcpuProver(guest, track, scaled).epoch(index, parts, ())
-        epoch = _seen(epoch, guest, events - line.offset, scaled)
         # events that may be of another epoch bound no clock that jumped
         firm = track.guest[sure[0] if begin.is_jump else first : sure[1] if end.is_jump else last]
         fitted = _fitted(track, firm, scaled, piece, line, relation, peers)
@@ -109,24 +108,6 @@ def prove_lines(
         for e, r in zip(epochs, in_doubt, strict=True)
     ]
     return VcpuProof(track.cpu, thread.windows.tid, matched_by, tuple(epochs), proofs, late, tuple(said))
-
-
-def _seen(epoch: EpochProof, guest: Recording, when: I64, scaled: Thread) -> EpochProof:
-    """The epoch with only those events as sure that lie between two that the host saw a window of.
-
-    What is before and after them may be of another epoch that nobody saw begin.
-    """
-    windows = scaled.windows
-    at = np.searchsorted(windows.lo, when, side="right") - 1
-    seen = np.flatnonzero(windows.is_run[at] & (when <= windows.hi[at]))
-    if not len(seen):
-        return epoch
-    begin, end = epoch.guest_sure
-    if begin is None and seen[0] >= MIN_BETWEEN:
-        begin = int(guest.stamp[epoch.rows[seen[0]]])
-    if end is None and len(when) - 1 - seen[-1] >= MIN_BETWEEN:
-        end = int(guest.stamp[epoch.rows[seen[-1]]])
-    return replace(epoch, guest_sure=(begin, end))
 
 
 def _verdict(epoch: EpochProof, *, refuted: bool, doubtful: bool) -> Verdict:

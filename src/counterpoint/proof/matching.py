@@ -160,10 +160,11 @@ class ThreadPool:
         constant, cpu = self.guest_host.constant, self.guest_host.reference_cpu
         return (f"{apart}: the offset is to the clock of {self.host.name}'s host plus {constant}, which CPU {cpu} has",)
 
-    def through(self, tid: int, stamp: U64, host_stamp: U64, placed: Bools) -> tuple[U64, Bools]:
+    def through(self, tid: int, stamp: U64, host_stamp: U64, placed: Bools) -> tuple[U64, I64]:
         """Take times of this host at which thread ``tid`` ran its guest, u64[n] in their order, to the first host's.
 
-        ``host_stamp`` u64, ``placed`` bool: this host's own events there. Returns the times, and which are known.
+        ``host_stamp`` u64, ``placed`` bool: this host's own events there. Returns the times, and the row i64[n] of the
+        entry by whose clock each was taken; -1: it is not known.
         """
         delta = host_stamp - self.host.stamp
         entry = self.entered(tid, stamp, host_stamp, placed)
@@ -174,7 +175,7 @@ class ThreadPool:
         # what has passed since the entry, where the two clocks do not run alike
         passed = (stamp - self.host.stamp[entry]).view(np.int64) * above.slower(host_stamp, placed)[entry]
         passed = np.where(known, np.rint(passed), 0).astype(np.int64)
-        return np.where(known, stamp + delta[entry] + passed.view(np.uint64), stamp), known
+        return np.where(known, stamp + delta[entry] + passed.view(np.uint64), stamp), np.where(known, entry, -1)
 
     def entered(self, tid: int, stamp: U64, host_stamp: U64, placed: Bools) -> I64:
         """The rows i64[n] of the entries after which thread ``tid`` ran its guest at ``stamp``; -1: not known.

@@ -144,6 +144,7 @@ class GuestHost:
         """The windows of all CPUs in one clock; what no CPU saw is unknown."""
         pieces: list[RunWindows] = []
         first, last = [], []
+        early, late = [], []
         lost_cpu, lost_from, lost_to = activity.lost_spans
         for number, cpu in self._cpus.items():
             found = _only(activity.on_cpu(tid, number), activity.host, nested=nested)
@@ -151,16 +152,19 @@ class GuestHost:
             # what was lost here before the thread was first seen and after it was last may have been all of a stay
             here = (lost_cpu == number) & ((lost_to < begin) | (lost_from > end))
             pieces.append(self._taken(_unknown(tid, activity, lost_from[here], lost_to[here]), cpu, clock))
+            before, after = self._ahead_beyond(cpu, found)
+            early.append(before[1])
+            late.append(after[0])
             if found is None:
                 continue
             pieces.append(self._taken(found, cpu, clock))
-            first.append(found.first - cpu.low)
-            last.append(found.last - cpu.high)
+            first.append(found.first - before[0])
+            last.append(found.last - after[1])
         start, stop = min(first), max(last)
         if clock is Clock.OWN:
             # in its own clock each CPU's stamps are ahead by as much
-            start += max(c.high for c in self._cpus.values())
-            stop += min(c.low for c in self._cpus.values())
+            start += max(early)
+            stop += min(late)
         silent = bool(activity.silent_cpus) and not activity.silent_cpus_were_traced
         # a CPU whose clock is not known cannot say when it lost events
         silent |= not np.isin(lost_cpu, list(self._cpus)).all()
@@ -190,6 +194,23 @@ class GuestHost:
         lo = np.where(windows.lo <= -FOREVER, windows.lo, windows.lo - high)
         hi = np.where(windows.hi >= FOREVER, windows.hi, windows.hi - low)
         return replace(windows, lo=lo, hi=hi)
+
+    def _ahead_beyond(self, cpu: _Cpu, windows: RunWindows | None) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What the CPU's clock may be ahead of the reference before its first of ``windows`` ends, and after its last.
+
+        (low, high) of each; of all its epochs where there is no window.
+        """
+        rows = windows.entry_row[windows.is_run] if windows else np.zeros(0, np.int64)
+        if not len(rows):
+            return (cpu.low, cpu.high), (cpu.low, cpu.high)
+        sides = []
+        for mine in (
+            [e for e in cpu.proof.epochs if len(e.rows) and e.rows[0] <= rows[0]] or cpu.proof.epochs[:1],
+            [e for e in cpu.proof.epochs if len(e.rows) and e.rows[-1] >= rows[-1]] or cpu.proof.epochs[-1:],
+        ):
+            ahead = [_ahead(epoch, self.constant) for epoch in mine]
+            sides.append((min(low for low, _ in ahead), max(high for _, high in ahead)))
+        return sides[0], sides[1]
 
     def _ahead_at(self, cpu: _Cpu, rows: I64) -> tuple[I64, I64]:
         """What the CPU's clock is ahead of the reference at ``rows``: (low, high) i64[n], of all epochs in doubt."""

@@ -345,9 +345,12 @@ class VcpuProver:
         part, track = parts[index], self.track
         first_epoch, last_epoch = index == 0, index == len(parts) - 1
         outcome = check(track.guest[part.first : part.last], part.offset, self.thread)
-        sure_at = part.sure[0]
-        sure = check(track.guest[part.sure[0] : part.sure[1]], part.offset, self.thread)
+        sure_at, sure_end = self._seen(part)
+        sure = check(track.guest[sure_at:sure_end], part.offset, self.thread)
         candidates = sorted((c.lo, c.hi) for c in part.fit.candidates)
+        if len(candidates) == 1 and sure.feasible is not None:
+            # what lies beyond the sure events may be of another epoch, and bounds nothing
+            candidates = [(min(candidates[0][0], sure.feasible[0]), max(candidates[0][1], sure.feasible[1]))]
         feasible = (candidates[0][0], max(hi for _, hi in candidates)) if candidates else None
         known = part.source != "" and (bool(candidates) or part.source != BY_CAUSALITY)
         host_first = int(track.guest[part.first]) - part.offset
@@ -369,14 +372,26 @@ class VcpuProver:
             unknown=outcome.unknown if known else len(track.guest),
             evidence=outcome.evidence if known else 0,
             guest_sure=(
-                None if first_epoch else self._stamp(part.sure[0]),
-                None if last_epoch else self._stamp(part.sure[1] - 1),
+                None if first_epoch and sure_at == part.first else self._stamp(sure_at),
+                None if last_epoch and sure_end == part.last else self._stamp(sure_end - 1),
             ),
             low=self._witness(sure, sure_at, part.offset, low=True),
             high=self._witness(sure, sure_at, part.offset, low=False),
             scale=self.thread.scale,
             near=self.thread.real.base,
         )
+
+    def _seen(self, part: Part) -> tuple[int, int]:
+        """The part's sure events, from the first to the last that the host saw a run window of.
+
+        What is before and after them may be of another epoch that nobody saw begin.
+        """
+        first, last = part.sure
+        host = self.track.guest[first:last] - part.offset
+        windows = self.thread.windows
+        at = np.searchsorted(windows.lo, host, side="right") - 1
+        seen = np.flatnonzero(windows.is_run[at] & (host <= windows.hi[at]))
+        return (first + int(seen[0]), first + int(seen[-1]) + 1) if len(seen) else part.sure
 
     def _absolute(self, interval: Interval | None, about: int) -> Interval | None:
         """Relative offsets as absolute ones, counted from ``about``, which is signed: so that they stay in order."""

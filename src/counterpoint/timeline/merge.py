@@ -18,7 +18,8 @@ from counterpoint.traces.recording import Recording
 class Machine:
     """A recording on the timeline. ``host_stamp`` u64[n]: its events in host trace-clock values.
 
-    ``placed`` bool[n]: False for events whose clock map is not known; they are not on the timeline.
+    ``placed`` bool[n]: False for events whose clock map is not known; they are not on the timeline. ``proved`` bool[n]:
+    events of which it is proved, to within the bounds of all levels, that they lie where they are placed.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Machine:
     parent: str | None
     host_stamp: U64
     placed: npt.NDArray[np.bool_]
+    proved: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,11 @@ class Timeline:
     def unplaced(self) -> int:
         """Events left out because no clock map is known for them."""
         return sum(int((~m.placed).sum()) for m in self.machines)
+
+    @property
+    def unproved(self) -> int:
+        """Events on it whose place is not proved: their map is in doubt, or they lie beyond what the host saw of it."""
+        return sum(int((m.placed & ~m.proved).sum()) for m in self.machines)
 
     @property
     def has_ns(self) -> bool:

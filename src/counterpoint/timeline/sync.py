@@ -12,7 +12,7 @@ import numpy as np
 
 from counterpoint.claims import dynamic_events, given
 from counterpoint.claims.model import Claim, CounterClaim
-from counterpoint.clocks.counter import I64, U64, Bools, to_signed
+from counterpoint.clocks.counter import I64, U64, Bools, relative, to_signed
 from counterpoint.clocks.rate import Rate
 from counterpoint.errors import UsageError
 from counterpoint.proof.counters import Counters
@@ -74,7 +74,8 @@ class SyncResult:
     @cached_property
     def timeline(self) -> Timeline:
         """All events of all machines whose clock maps are known, in one order."""
-        machines = [Machine(self.host_name, self.host, None, self.host.stamp, np.ones(len(self.host), np.bool_))]
+        all_of_it = np.ones(len(self.host), np.bool_)
+        machines = [Machine(self.host_name, self.host, None, self.host.stamp, all_of_it, all_of_it)]
         joins = {h.name: h.join for h in self.hosts if h.join is not None}
         machines += [_further_machine(h) for h in self.hosts]
         by_name = {m.name: m for m in machines}
@@ -82,10 +83,9 @@ class SyncResult:
         for name in _parents_first(self.host_name, {g.name: g.parent for g in self.guests}):
             guest = guests[name]
             parent = by_name[guest.parent]
-            stamp, placed = _to_parent(guest, joins)
+            machine = Machine(guest.name, guest.recording, guest.parent, *_to_parent(guest, joins))
             if guest.parent != self.host_name:
-                stamp, placed = _through(guest, stamp, placed, parent)
-            machine = Machine(guest.name, guest.recording, guest.parent, stamp, placed)
+                machine = _through(guest, machine, parent, guests[guest.parent])
             by_name[guest.name] = machine
         machines += [by_name[g.name] for g in self.guests]
         return Timeline(machines, self.rate)
@@ -268,16 +268,17 @@ def _parents_first(host: str, parent_of: Mapping[str, str]) -> list[str]:
     return order
 
 
-def _explained(proof: GuestProof) -> tuple[bool, int]:
-    """What makes one proof of a guest better than another: no doubt, and more events in run windows."""
-    return proof.verdict.is_sound, sum(e.inside for v in proof.vcpus for e in v.epochs)
+def _explained(proof: GuestProof) -> tuple[bool, int, int]:
+    """What makes one proof of a guest better than another: no doubt, fewer changes, more events in run windows."""
+    epochs = [e for v in proof.vcpus for e in v.epochs]
+    return proof.verdict.is_sound, -len(epochs), sum(e.inside for e in epochs)
 
 
 def _hypervisor(parent: GuestProof, logs: list[dynamic_events.Log]) -> Hypervisor | None:
     """What a parent that is a guest itself has to tell its guests; None where its host logged nothing of it."""
     if not logs:
         return None
-    return Hypervisor(parent.parent, parent.recording, parent.vcpus, logs, *_to_parent(parent, {}))
+    return Hypervisor(parent.parent, parent.recording, parent.vcpus, logs, *_to_parent(parent, {})[:2])
 
 
 def _guest_host(parent: GuestProof | None, recording: Recording) -> GuestHost | None:
@@ -348,14 +349,18 @@ def _further_machine(host: FurtherHost) -> Machine:
     """A further host on the timeline: all of its events, or none."""
     recording = host.recording
     stamp = recording.stamp if host.join is None else host.join.to_first(recording.stamp)
-    return Machine(host.name, recording, None, stamp, np.full(len(recording), host.join is not None))
+    joined = np.full(len(recording), host.join is not None)
+    return Machine(host.name, recording, None, stamp, joined, joined)
 
 
-def _to_parent(guest: GuestProof, joins: Mapping[str, Join]) -> tuple[U64, Bools]:
-    """A guest's events in its parent's time: (stamps u64[n], placed bool[n]); ``joins``: of the further hosts."""
+def _to_parent(guest: GuestProof, joins: Mapping[str, Join]) -> tuple[U64, Bools, Bools]:
+    """A guest's events in its parent's time: (stamps u64[n], placed bool[n], proved bool[n], see Machine).
+
+    ``joins``: of the further hosts.
+    """
     recording = guest.recording
     stamp = np.zeros(len(recording), np.uint64)
-    placed = np.zeros(len(recording), np.bool_)
+    placed, proved = np.zeros(len(recording), np.bool_), np.zeros(len(recording), np.bool_)
 
     def place(rows: I64, epoch: EpochProof) -> None:
         join = joins.get(epoch.host) if epoch.host is not None else None
@@ -369,31 +374,58 @@ def _to_parent(guest: GuestProof, joins: Mapping[str, Join]) -> tuple[U64, Bools
         known = [e for e in vcpu.epochs if e.offset is not None]
         for epoch in known:
             place(epoch.rows, epoch)
+            proved[epoch.rows] = epoch.verdict.is_sound & epoch.is_sure(recording.stamp[epoch.rows])
         for run in vcpu.mis_stamped:
             there = [e for e in known if e.host == run.host]
             following = next((e for e in there if len(e.rows) and e.rows[0] > run.rows[0]), None)
             if following is not None and run.offset is not None:
                 place(run.rows, replace(following, offset=run.offset))
-    return stamp, placed
+                proved[run.rows] = following.verdict.is_sound
+    return stamp, placed, placed & proved
 
 
-def _through(
-    guest: GuestProof,
-    stamp: U64,
-    placed: Bools,
-    parent: Machine,
-) -> tuple[U64, Bools]:
+def _through(guest: GuestProof, machine: Machine, parent: Machine, above: GuestProof) -> Machine:
     """Take a nested guest's events from its parent's time to the host's.
 
     Each event goes by the map of the parent's CPU that its thread had entered the guest on.
     """
+    stamp, placed, proved = machine.host_stamp, machine.placed, machine.proved
+    epoch = _epochs(above, parent)
     for vcpu in guest.vcpus:
         if vcpu.host_tid is not None and guest.pool is not None:
             rows = np.concatenate([*(e.rows for e in vcpu.epochs), *(m.rows for m in vcpu.mis_stamped)])
             rows = np.sort(rows[placed[rows]])
-            stamp[rows], known = guest.pool.through(vcpu.host_tid, stamp[rows], parent.host_stamp, parent.placed)
-            placed[rows] &= known
-    return stamp, placed
+            stamp[rows], entry = guest.pool.through(vcpu.host_tid, stamp[rows], parent.host_stamp, parent.placed)
+            placed[rows] &= entry >= 0
+            # the clock of the parent's CPU did not change from the entry to what that CPU recorded next
+            following = _following(parent, entry, stamp[rows])
+            proved[rows] &= (entry >= 0) & (epoch[entry] >= 0) & (epoch[entry] == epoch[following])
+    return replace(machine, placed=placed, proved=proved)
+
+
+def _epochs(guest: GuestProof, machine: Machine) -> I64:
+    """The number of each event's epoch i64[n + 1] of all of its guest's; -1 where it is not proved, and at the end."""
+    out = np.full(len(guest.recording) + 1, -1, np.int64)
+    for number, epoch in enumerate(e for v in guest.vcpus for e in v.epochs):
+        out[epoch.rows] = number
+    out[:-1][~machine.proved] = -1
+    return out
+
+
+def _following(machine: Machine, row: I64, host_stamp: U64) -> I64:
+    """The row i64[n] of the first event after ``host_stamp`` u64[n] on the CPU of event ``row``; -1: there is none."""
+    out = np.full(len(row), -1, np.int64)
+    recording = machine.recording
+    stream = recording.stream_of[row]
+    for index in np.unique(stream).tolist():
+        of = recording.streams[index]
+        mine = np.flatnonzero((stream == index) & (row >= 0))
+        base = int(machine.host_stamp[of.first])
+        at = np.searchsorted(
+            relative(machine.host_stamp[of.first : of.last], base), relative(host_stamp[mine], base), side="right"
+        )
+        out[mine] = np.where(of.first + at < of.last, of.first + at, -1)
+    return out
 
 
 def offset_width(epoch: EpochProof) -> int | None:
