@@ -61,7 +61,8 @@ VCPU: Shape = {
     "claims": [CLAIM], "mis_stamped": [MIS_STAMPED], "notes": [str], "conversion": CONVERSION,
 }  # fmt: skip
 TIMELINE: Shape = {
-    "events": int, "from_ns": optional(int), "to_ns": optional(int), "unplaced": int, "unproved": int, "ns_source": optional(str),
+    "events": int, "from_ns": optional(int), "to_ns": optional(int), "unplaced": int, "unproved": int,
+    "ns_source": optional(str),
 }  # fmt: skip
 JOIN: Shape = {
     "source": str, "verdict": str, "guests": [str], "at": int, "host_at": int, "interval": [optional(int)],

@@ -53,13 +53,13 @@ def report(found: Sequence[Judgement]) -> str:
         f"{len(found)} worlds (seeds {found[0].seed} to {found[-1].seed}), {events:,} guest events.",
         "",
         f"* **False: {len(false)}** in {len({seed for seed, _ in false})} worlds.",
-        f"* {bounded:,} events ({100 * bounded // max(events, 1)} %) are said to lie within a bound; each was held against"
-        " where it truly was.",
+        f"* {bounded:,} events ({100 * bounded // max(events, 1)} %) are said to lie within a bound; each was held"
+        " against where it truly was.",
         f"* Epochs without a claim: {_counts(verdicts)}. Of {sum(j.epochs for j in found):,} true ones"
         f" {sum(j.found for j in found):,} have events that are proved to be theirs.",
-        f"* Claims of the recordings: {_counts(right)}. Typed ones that were wrong by more than the width: {_counts(wrong)}.",
+        f"* Claims of the recordings: {_counts(right)}. Typed ones, wrong by more than the width: {_counts(wrong)}.",
         "",
-        "| worlds with | worlds | sound epochs | bound: least | a tenth below | median | a tenth above | greatest (ns) |",
+        "| worlds with | worlds | sound epochs | least bound | a tenth below | median | a tenth above | greatest (ns) |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, has in FEATURES:
