@@ -59,7 +59,7 @@ def report(found: Sequence[Judgement]) -> str:
         f" {sum(j.found for j in found):,} have events that are proved to be theirs.",
         f"* Claims of the recordings: {_counts(right)}. Typed ones, wrong by more than the width: {_counts(wrong)}.",
         "",
-        "| worlds with | worlds | sound epochs | least bound | a tenth below | median | a tenth above | greatest (ns) |",
+        "| worlds with | worlds | sound epochs | least bound | 10 % | median | 90 % | greatest (ns) |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, has in FEATURES:
