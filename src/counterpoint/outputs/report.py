@@ -99,6 +99,7 @@ def _join(join: Join, unit: str) -> Json:
         "frac_bits": join.scale.frac_bits,
         "rate_ppm": join.rate_ppm,
         "last_exit": join.not_before,
+        "not_after": join.not_after,
         "assumption": join.assumption,
         "notes": list(join.notes),
     }
@@ -162,6 +163,15 @@ def _vcpu(vcpu: VcpuProof, clock: CpuClock, unit: str, result: SyncResult, count
             *(_claim(c) | _cntvoff_said(c, counter) for c in vcpu.counter_claims),
         ],
         "mis_stamped": [_mis_stamped(m) for m in vcpu.mis_stamped],
+        "unplaced": [
+            {
+                "guest_from": u.guest_from,
+                "guest_to": u.guest_to,
+                "events": len(u.rows),
+                "hosts": [h or result.host_name for h in u.hosts],
+            }
+            for u in vcpu.unplaced
+        ],
         "notes": list(vcpu.notes),
     }
 

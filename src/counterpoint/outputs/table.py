@@ -141,11 +141,11 @@ def _print_joins(out: Console, result: SyncResult) -> None:
         if join is None:
             out.print(f"{name}: not related to {first}, and left out of the timeline", style=_STYLE[Verdict.UNBOUNDED])
             continue
+        of = f" of {', '.join(map(printable, join.guests))}" if join.guests else ""
         after = "or later" if join.latest is None else f"to {join.latest - join.stamp:+d}"
         out.print(
             f"{name}: its stamp {join.at} is {first}'s {join.stamp} ({join.earliest - join.stamp:+d} {after} {unit}),"
-            f" by {join.source} of {', '.join(map(printable, join.guests))}; beside it the bound grows by"
-            f" {join.rate_ppm} ppm"
+            f" by {join.source}{of}; beside it the bound grows by {join.rate_ppm} ppm"
         )
         out.print(f"{name}: assumed: {join.assumption}")
         for note in join.notes:
