@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import counterpoint
-from counterpoint.clocks.counter import to_signed
+from counterpoint.clocks.counter import U64, Bools, to_signed
 from counterpoint.clocks.pairs import ClockPair
 from counterpoint.commands import main as command
+from counterpoint.proof.verdicts import EpochProof
 from counterpoint.simulate import World, WorldOptions, random_options
 from counterpoint.timeline.join import HostPairs, Join
 from counterpoint.timeline.sync import SyncResult
@@ -50,6 +51,12 @@ def true_place(world: World, join: Join) -> int:
     return a.at_one(low)
 
 
+def is_within(epoch: EpochProof, stamps: U64, true: U64) -> Bools:
+    """Which events are where the map says, within its bound; a clock that was rounded down may be a unit off."""
+    early, late = epoch.as_epoch().bound(stamps)
+    return ((true - early).view(np.int64) >= -1) & ((late - true).view(np.int64) >= -1)
+
+
 def check(world: World, result: SyncResult) -> int:
     """Nothing that is said of a world is wrong; returns how many events are proved to be on the second host."""
     count = 0
@@ -59,25 +66,26 @@ def check(world: World, result: SyncResult) -> int:
             entry = truth["vcpus"][vcpu.guest_cpu]
             tids = entry.get("host_tids", [entry["host_tid"]])
             events = world.events(guest.name, vcpu.guest_cpu)
+            stay = np.r_[0, np.cumsum(events.host[1:] != events.host[:-1])] + events.host[:1]
             stream = next(s for s in guest.recording.streams if s.cpu == vcpu.guest_cpu and s.last > s.first)
-            for epoch in vcpu.epochs:
+            for index, epoch in enumerate(vcpu.epochs):
                 if epoch.offset is None or not epoch.verdict.is_sound:
                     continue
-                host = 0 if epoch.host is None else 1
-                assert (vcpu.host_tid if host == 0 else epoch.host_tid) == tids[host]
+                host = 0 if epoch.host in (None, result.host_name) else 1
+                tid = vcpu.host_tid if epoch.host is None else epoch.host_tid
                 stamp = guest.recording.stamp[epoch.rows]
-                sure = ~events.late[epoch.rows - stream.first]
-                for end, sign in zip(epoch.guest_sure, (1, -1), strict=True):
-                    if end is not None:
-                        sure &= (stamp - np.uint64(end)).view(np.int64) * sign >= 0
+                right = ~events.late[epoch.rows - stream.first]
+                sure = right & epoch.is_sure(stamp)
                 rows = epoch.rows[sure] - stream.first
                 assert (events.host[rows] == host).all()
-                early, late = epoch.as_epoch().bound(stamp[sure])
-                true = events.host_stamp[rows]
-                # a clock that was rounded down may be a unit off
-                assert ((true - early).view(np.int64) >= -1).all()
-                assert ((late - true).view(np.int64) >= -1).all()
+                assert {tids[number] for number in stay[rows]} <= {tid}
+                assert is_within(epoch, stamp[sure], events.host_stamp[rows]).all()
                 count += host * len(rows)
+                # what may be of the epoch before or after is placed by one of the two
+                beside = [e for e in vcpu.epochs[max(index - 1, 0) : index + 2] if e.host == epoch.host]
+                rows, stamp = epoch.rows[right & ~sure] - stream.first, stamp[right & ~sure]
+                true = events.host_stamp[rows]
+                assert np.any([is_within(e, stamp, true) for e in beside if e.offset is not None], axis=0).all()
     for further in result.hosts:
         join = further.join
         if join is None:

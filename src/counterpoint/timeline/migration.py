@@ -86,7 +86,7 @@ class _Stay:
     """Events ``first`` to ``last`` (exclusive) of a track, which host number ``host`` holds beyond doubt.
 
     ``proof`` is that of events ``reach``, of which the host saw nothing before and after those. ``visit``: how often
-    the guest CPU had been on that host before.
+    the guest CPU had been on that host before; 0 of the first host is where it began.
     """
 
     host: int
@@ -209,7 +209,8 @@ class _Search:
                 reach = out[-1].reach[0], stay.reach[1]
                 out[-1] = replace(out[-1], last=stay.last, proof=stay.proof, reach=reach)
             else:
-                out.append(replace(stay, visit=sum(s.host == stay.host for s in out)))
+                before = sum(s.host == stay.host for s in out)
+                out.append(replace(stay, visit=max(before, bool(out) - stay.host)))
         return out
 
     def _another(self, found: list[_Stay], asked: set[tuple[int, int, int]]) -> _Stay | None:

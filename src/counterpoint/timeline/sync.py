@@ -215,9 +215,11 @@ def sync(
     warnings += [f"{one.name}: {one.pairs_unused}" for one in further if one.pairs_unused]
     for one in further:
         if one.join is None:
+            came = any(e.host == one.name for p in proofs.values() for v in p.vcpus for e in v.epochs if e.offset)
+            reason = "a guest ran there, but none is" if came else "no guest is"
             warnings.append(
-                f"{one.name} cannot be related to {host_name}: no guest is proved to have gone from one to the other;"
-                f" its {len(one.recording)} events are left out of the timeline"
+                f"{one.name} cannot be related to {host_name}: {reason} proved to have gone there from a host named"
+                f" before it; its {len(one.recording)} events are left out of the timeline"
             )
     warnings += [*counters.warnings, *counters.unused()]
     return SyncResult(
