@@ -218,6 +218,76 @@ def test_pairs_that_causality_contradicts_are_refuted(tmp_path):
     assert dataclasses.replace(join, notes=()) == other
 
 
+def test_pairs_alone_join_two_hosts(tmp_path):
+    world, _ = made(tmp_path, migrate=True, vms=2, khz_b=2_700_000, events=1500)
+    stays, other = tmp_path / "guest2.dat", tmp_path / "host-b.dat"
+    pairs = {"host": pairs_of(world, 0), "host-b": pairs_of(world, 1)}
+
+    result, without, doubted = (
+        counterpoint.sync(tmp_path / "host.dat", stays, hosts=[other], wall=wall)
+        for wall in (HostPairs(pairs, 1000), None, HostPairs({n: p[:1] for n, p in pairs.items()} | {"host": []}))
+    )
+
+    join = result.hosts[0].join
+    assert join is not None and result.is_sound
+    assert (join.source, join.verdict, join.guests) == ("clock-pairs", counterpoint.Verdict.PROVED, ())
+    assert result.timeline.unplaced == 0
+    stamps = result.hosts[0].recording.stamp[[0, -1]]
+    early, late = join.bound(stamps)
+    assert late is not None
+    for stamp, low, high in zip(stamps.tolist(), early.tolist(), late.tolist(), strict=True):
+        true = true_place(world, dataclasses.replace(join, at=stamp))
+        assert to_signed(true - low) >= -1 and to_signed(high - true) >= -1
+        # 250 ppm of half of the recording, and as much for the other host, and what was said
+        assert to_signed(high - low) < 10**6
+    for left in (without, doubted):
+        assert left.hosts[0].join is None and not left.is_sound
+        assert "cannot be related" in left.warnings[-1]
+
+
+def test_pairs_that_do_not_tell_say_why(tmp_path):
+    world, _ = made(tmp_path, migrate=True, vms=2, events=1500, tsc2nsec=False)
+    wall = HostPairs({"host": pairs_of(world, 0, count=1), "host-b": pairs_of(world, 1)})
+
+    result = counterpoint.sync(
+        tmp_path / "host.dat", tmp_path / "guest2.dat", hosts=[tmp_path / "host-b.dat"], wall=wall
+    )
+
+    assert result.hosts[0].join is None
+    assert any("one pair of host does not tell how long a tick is" in text for text in result.warnings)
+
+
+# -- guests that come back
+
+
+def test_a_return_bounds_the_other_host_on_both_sides(tmp_path, capsys):
+    world, result = made(tmp_path, migrate=True, returns=1, events=2000)
+
+    check(world, result)
+
+    join = result.hosts[0].join
+    assert join is not None and join.latest is not None and join.not_after is not None
+    assert [e.host for e in result.guests[0].vcpus[0].epochs] == [None, "host-b", "host"]
+    files = [str(tmp_path / name) for name in ("host.dat", "guest.dat", "host-b.dat")]
+    assert command.main(["sync", *files[:2], "--host", files[2], "-o", str(tmp_path / "merged.pftrace")]) == 0
+    said = capsys.readouterr().out
+    assert "guest cpu 0: on host from guest stamp" in said and "there and back" in said.replace("\n", " ")
+
+
+def test_pairs_that_a_return_contradicts_are_refuted(tmp_path):
+    world, by_counter = made(tmp_path, migrate=True, returns=1, events=1500)
+    wall = HostPairs({"host": pairs_of(world, 0), "host-b": pairs_of(world, 1, off_ns=10**9)})
+
+    result = counterpoint.sync(
+        tmp_path / "host.dat", tmp_path / "guest.dat", hosts=[tmp_path / "host-b.dat"], wall=wall
+    )
+
+    join, other = result.hosts[0].join, by_counter.hosts[0].join
+    assert join is not None and other is not None
+    assert "refuted" in join.notes[-1] and "its return" in join.notes[-1]
+    assert dataclasses.replace(join, notes=()) == other
+
+
 # -- captures
 
 
