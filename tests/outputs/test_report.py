@@ -33,7 +33,7 @@ WITNESS: Shape = {
     "host_events": [optional(str)],
 }  # fmt: skip
 EPOCH: Shape = {
-    "guest_from": optional(int), "guest_to": optional(int), "guest_sure": [optional(int)],
+    "guest_from": optional(int), "guest_to": optional(int), "guest_sure": [optional(int)], "doubtful": int,
     "host_from": optional(int), "host_to": optional(int),
     "offset": optional(int), "unit": str, "ratio": int, "frac_bits": int, "source": optional(str), "verdict": str,
     "feasible": optional([int]), "width_ns": optional(int), "checked": int, "inside": int, "violations": int,
@@ -59,6 +59,7 @@ MIS_STAMPED: Shape = {"guest_from": int, "guest_to": int, "events": int, "late_b
 VCPU: Shape = {
     "guest_cpu": int, "host_tid": optional(int), "matched_by": str, "verdict": str, "epochs": [EPOCH],
     "claims": [CLAIM], "mis_stamped": [MIS_STAMPED], "notes": [str], "conversion": CONVERSION,
+    "unplaced": [{"guest_from": int, "guest_to": int, "events": int, "hosts": [str]}],
 }  # fmt: skip
 TIMELINE: Shape = {
     "events": int, "from_ns": optional(int), "to_ns": optional(int), "unplaced": int, "unproved": int,
@@ -66,7 +67,8 @@ TIMELINE: Shape = {
 }  # fmt: skip
 JOIN: Shape = {
     "source": str, "verdict": str, "guests": [str], "at": int, "host_at": int, "interval": [optional(int)],
-    "offset": optional(int), "unit": str, "ratio": int, "frac_bits": int, "rate_ppm": int, "last_exit": int,
+    "offset": optional(int), "unit": str, "ratio": int, "frac_bits": int, "rate_ppm": int, "last_exit": optional(int),
+    "not_after": optional(int),
     "assumption": str, "notes": [str],
 }  # fmt: skip
 VERIFY: Shape = {

@@ -153,6 +153,30 @@ def test_the_samples_of_a_time_shift_follow_each_other(tmp_path: Path) -> None:
     assert vcpu.claims[0].claim.host_to == vcpu.claims[1].claim.host_from is not None
 
 
+def test_events_that_either_of_two_samples_may_hold_are_not_sure(tmp_path: Path) -> None:
+    # the offset changes where the host lost its events: what follows fits the old offset as well, for a while
+    rng = random.Random(4)
+    windows = random_runs(rng, 300)
+    windows += random_runs(rng, 300, begin=windows[-1][3] + 1_500_000)
+    change, late = windows[300][2], -1_500_000
+    events = random_events(rng, windows, 1800)
+    kept = [w for w in windows if not windows[270][3] < w[2] < windows[330][2]]
+    host = host_file(runs(*kept), lost={(0, windows[330][2]): 240}, trace_id=HOST_ID).write(tmp_path / "h.dat")
+    guest = guest_file({0: [e + OFFSET + late * (e >= change) for e in events]})
+    guest.time_shift = TimeShift(
+        HOST_ID, 0, [[(events[0] + OFFSET, -OFFSET, 1, 0), (change + OFFSET + late, -OFFSET - late, 1, 0)]]
+    )
+    result = sync(host, guest.write(tmp_path / "g.dat"))
+    (vcpu,) = vcpus(result)
+    assert [e.verdict for e in vcpu.epochs] == [Verdict.PROVED] * 2
+    doubtful = 0
+    for index, epoch in enumerate(vcpu.epochs):
+        sure = epoch.is_sure(result.guests[0].recording.stamp[epoch.rows])
+        assert all((events[row] >= change) == bool(index) for row in epoch.rows[sure].tolist())
+        doubtful += int((~sure).sum())
+    assert 10 < doubtful < 100
+
+
 def test_a_change_that_leaves_the_rest_out_of_sight_is_not_passed_over(tmp_path: Path) -> None:
     # too little is left for an epoch of its own, and what is left would lie behind the host's recording
     change = OffsetChange(10**12, 0, 0.5)

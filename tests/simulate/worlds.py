@@ -60,6 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
     "migrate": {"migrate": True},
     "migrate-rates": {"migrate": True, "khz_b": 2_900_000, "vms": 2, "pauses": 1},
     "migrate-scaled": {"migrate": True, "guest_khz": 2_000_000, "khz_b": 2_700_000, "frac": 32},
+    "migrate-back": {"migrate": True, "returns": 2},
     "migrate-arm64": {"migrate": True, "arch": "arm64"},
     "lose": {"lose": 12, "events": 6000},
     "lose-uncounted": {"lose": 6, "uncounted": True, "lose_guest": 2},
@@ -220,10 +221,12 @@ def check_windows(made: Made, name: str, vcpu: dict[str, Any]) -> None:
     nested = name == "l2"
     parents = ["guest"] if nested else [host.machine.name for host in made.world.hosts]
     tids = vcpu.get("host_tids", [vcpu["host_tid"]])
+    stay = np.r_[0, np.cumsum(events.host[1:] != events.host[:-1])] + events.host[:1]
     seen_all = not (options.lose or options.lose_guest or options.late_start or options.early_end or options.unlogged
                     or options.unrecorded_cpus)  # fmt: skip
-    for number, parent in enumerate(parents):
-        mine = events.host == number
+    for number in range(len(tids)):
+        mine = stay == number
+        parent = parents[number % len(parents)]
         if not mine.any():
             continue
         if nested and any(made.world.events("guest", c).late.any() for c in range(options.vcpus)):

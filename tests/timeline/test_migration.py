@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import counterpoint
-from counterpoint.clocks.counter import to_signed
+from counterpoint.clocks.counter import U64, Bools, to_signed
 from counterpoint.clocks.pairs import ClockPair
 from counterpoint.commands import main as command
+from counterpoint.proof.verdicts import EpochProof
 from counterpoint.simulate import World, WorldOptions, random_options
-from counterpoint.timeline.join import Join, Wall
+from counterpoint.timeline.join import HostPairs, Join
 from counterpoint.timeline.sync import SyncResult
 from simulate.worlds import CASES
 
@@ -50,6 +51,12 @@ def true_place(world: World, join: Join) -> int:
     return a.at_one(low)
 
 
+def is_within(epoch: EpochProof, stamps: U64, true: U64) -> Bools:
+    """Which events are where the map says, within its bound; a clock that was rounded down may be a unit off."""
+    early, late = epoch.as_epoch().bound(stamps)
+    return ((true - early).view(np.int64) >= -1) & ((late - true).view(np.int64) >= -1)
+
+
 def check(world: World, result: SyncResult) -> int:
     """Nothing that is said of a world is wrong; returns how many events are proved to be on the second host."""
     count = 0
@@ -59,25 +66,26 @@ def check(world: World, result: SyncResult) -> int:
             entry = truth["vcpus"][vcpu.guest_cpu]
             tids = entry.get("host_tids", [entry["host_tid"]])
             events = world.events(guest.name, vcpu.guest_cpu)
+            stay = np.r_[0, np.cumsum(events.host[1:] != events.host[:-1])] + events.host[:1]
             stream = next(s for s in guest.recording.streams if s.cpu == vcpu.guest_cpu and s.last > s.first)
-            for epoch in vcpu.epochs:
+            for index, epoch in enumerate(vcpu.epochs):
                 if epoch.offset is None or not epoch.verdict.is_sound:
                     continue
-                host = 0 if epoch.host is None else 1
-                assert (vcpu.host_tid if host == 0 else epoch.host_tid) == tids[host]
+                host = 0 if epoch.host in (None, result.host_name) else 1
+                tid = vcpu.host_tid if epoch.host is None else epoch.host_tid
                 stamp = guest.recording.stamp[epoch.rows]
-                sure = ~events.late[epoch.rows - stream.first]
-                for end, sign in zip(epoch.guest_sure, (1, -1), strict=True):
-                    if end is not None:
-                        sure &= (stamp - np.uint64(end)).view(np.int64) * sign >= 0
+                right = ~events.late[epoch.rows - stream.first]
+                sure = right & epoch.is_sure(stamp)
                 rows = epoch.rows[sure] - stream.first
                 assert (events.host[rows] == host).all()
-                early, late = epoch.as_epoch().bound(stamp[sure])
-                true = events.host_stamp[rows]
-                # a clock that was rounded down may be a unit off
-                assert ((true - early).view(np.int64) >= -1).all()
-                assert ((late - true).view(np.int64) >= -1).all()
+                assert {tids[number] for number in stay[rows]} <= {tid}
+                assert is_within(epoch, stamp[sure], events.host_stamp[rows]).all()
                 count += host * len(rows)
+                # what may be of the epoch before or after is placed by one of the two
+                beside = [e for e in vcpu.epochs[max(index - 1, 0) : index + 2] if e.host == epoch.host]
+                rows, stamp = epoch.rows[right & ~sure] - stream.first, stamp[right & ~sure]
+                true = events.host_stamp[rows]
+                assert np.any([is_within(e, stamp, true) for e in beside if e.offset is not None], axis=0).all()
     for further in result.hosts:
         join = further.join
         if join is None:
@@ -86,7 +94,7 @@ def check(world: World, result: SyncResult) -> int:
         true_stamp = true_place(world, join)
         assert to_signed(true_stamp - join.earliest) >= -1
         assert join.latest is None or to_signed(join.latest - true_stamp) >= -1
-        assert to_signed(join.earliest - join.not_before) >= 0
+        assert join.not_before is None or to_signed(join.earliest - join.not_before) >= 0
     return count
 
 
@@ -181,7 +189,7 @@ def pairs_of(world: World, number: int, *, off_ns: int = 0, count: int = 3) -> l
 
 def test_clock_pairs_bound_the_join_on_both_sides(tmp_path):
     world, by_counter = made(tmp_path, migrate=True, khz_b=2_700_000)
-    wall = Wall({"host": pairs_of(world, 0), "host-b": pairs_of(world, 1)}, 1000)
+    wall = HostPairs({"host": pairs_of(world, 0), "host-b": pairs_of(world, 1)}, 1000)
 
     result = counterpoint.sync(
         tmp_path / "host.dat", tmp_path / "guest.dat", hosts=[tmp_path / "host-b.dat"], wall=wall
@@ -198,7 +206,7 @@ def test_clock_pairs_bound_the_join_on_both_sides(tmp_path):
 
 def test_pairs_that_causality_contradicts_are_refuted(tmp_path):
     world, by_counter = made(tmp_path, migrate=True)
-    wall = Wall({"host": pairs_of(world, 0), "host-b": pairs_of(world, 1, off_ns=-(10**9))})
+    wall = HostPairs({"host": pairs_of(world, 0), "host-b": pairs_of(world, 1, off_ns=-(10**9))})
 
     result = counterpoint.sync(
         tmp_path / "host.dat", tmp_path / "guest.dat", hosts=[tmp_path / "host-b.dat"], wall=wall
@@ -207,6 +215,76 @@ def test_pairs_that_causality_contradicts_are_refuted(tmp_path):
     join, other = result.hosts[0].join, by_counter.hosts[0].join
     assert join is not None and other is not None
     assert "refuted" in join.notes[-1]
+    assert dataclasses.replace(join, notes=()) == other
+
+
+def test_pairs_alone_join_two_hosts(tmp_path):
+    world, _ = made(tmp_path, migrate=True, vms=2, khz_b=2_700_000, events=1500)
+    stays, other = tmp_path / "guest2.dat", tmp_path / "host-b.dat"
+    pairs = {"host": pairs_of(world, 0), "host-b": pairs_of(world, 1)}
+
+    result, without, doubted = (
+        counterpoint.sync(tmp_path / "host.dat", stays, hosts=[other], wall=wall)
+        for wall in (HostPairs(pairs, 1000), None, HostPairs({n: p[:1] for n, p in pairs.items()} | {"host": []}))
+    )
+
+    join = result.hosts[0].join
+    assert join is not None and result.is_sound
+    assert (join.source, join.verdict, join.guests) == ("clock-pairs", counterpoint.Verdict.PROVED, ())
+    assert result.timeline.unplaced == 0
+    stamps = result.hosts[0].recording.stamp[[0, -1]]
+    early, late = join.bound(stamps)
+    assert late is not None
+    for stamp, low, high in zip(stamps.tolist(), early.tolist(), late.tolist(), strict=True):
+        true = true_place(world, dataclasses.replace(join, at=stamp))
+        assert to_signed(true - low) >= -1 and to_signed(high - true) >= -1
+        # 250 ppm of half of the recording, and as much for the other host, and what was said
+        assert to_signed(high - low) < 10**6
+    for left in (without, doubted):
+        assert left.hosts[0].join is None and not left.is_sound
+        assert "cannot be related" in left.warnings[-1]
+
+
+def test_pairs_that_do_not_tell_say_why(tmp_path):
+    world, _ = made(tmp_path, migrate=True, vms=2, events=1500, tsc2nsec=False)
+    wall = HostPairs({"host": pairs_of(world, 0, count=1), "host-b": pairs_of(world, 1)})
+
+    result = counterpoint.sync(
+        tmp_path / "host.dat", tmp_path / "guest2.dat", hosts=[tmp_path / "host-b.dat"], wall=wall
+    )
+
+    assert result.hosts[0].join is None
+    assert any("one pair of host does not tell how long a tick is" in text for text in result.warnings)
+
+
+# -- guests that come back
+
+
+def test_a_return_bounds_the_other_host_on_both_sides(tmp_path, capsys):
+    world, result = made(tmp_path, migrate=True, returns=1, events=2000)
+
+    check(world, result)
+
+    join = result.hosts[0].join
+    assert join is not None and join.latest is not None and join.not_after is not None
+    assert [e.host for e in result.guests[0].vcpus[0].epochs] == [None, "host-b", "host"]
+    files = [str(tmp_path / name) for name in ("host.dat", "guest.dat", "host-b.dat")]
+    assert command.main(["sync", *files[:2], "--host", files[2], "-o", str(tmp_path / "merged.pftrace")]) == 0
+    said = capsys.readouterr().out
+    assert "guest cpu 0: on host from guest stamp" in said and "there and back" in said.replace("\n", " ")
+
+
+def test_pairs_that_a_return_contradicts_are_refuted(tmp_path):
+    world, by_counter = made(tmp_path, migrate=True, returns=1, events=1500)
+    wall = HostPairs({"host": pairs_of(world, 0), "host-b": pairs_of(world, 1, off_ns=10**9)})
+
+    result = counterpoint.sync(
+        tmp_path / "host.dat", tmp_path / "guest.dat", hosts=[tmp_path / "host-b.dat"], wall=wall
+    )
+
+    join, other = result.hosts[0].join, by_counter.hosts[0].join
+    assert join is not None and other is not None
+    assert "refuted" in join.notes[-1] and "its return" in join.notes[-1]
     assert dataclasses.replace(join, notes=()) == other
 
 

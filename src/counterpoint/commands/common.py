@@ -104,7 +104,7 @@ def expand(args: argparse.Namespace) -> dict[str, Any]:
 def _captured(args: argparse.Namespace) -> dict[str, Any]:
     from counterpoint.claims.given import claim_of
     from counterpoint.errors import BadFileError
-    from counterpoint.timeline.join import Wall
+    from counterpoint.timeline.join import HostPairs
     from counterpoint.traces.capture import NAME, Capture
 
     capture = Capture.open(args.host)
@@ -119,7 +119,7 @@ def _captured(args: argparse.Namespace) -> dict[str, Any]:
         args.parent += [f"{guest.file.stem}={guest.parent}"] if guest.parent is not None else []
     args.host, args.guests = str(capture.host), [str(g.file) for g in capture.guests]
     args.further = [*map(str, capture.hosts), *args.further]
-    return {"claims": claims, "wall": Wall(capture.clock_pairs, capture.realtime_within_ns)}
+    return {"claims": claims, "wall": HostPairs(capture.clock_pairs, capture.realtime_within_ns)}
 
 
 def run_sync(args: argparse.Namespace) -> SyncResult:

@@ -43,6 +43,7 @@ _HELP: dict[str, dict[str, tuple[str, str]]] = {
         "vtimers": ("", "guests' timers and what KVM shows of them: arm64's CVALs, x86's TSC deadlines"),
         "probes": ("", "arm64: the host's recording has a probe that logs CNTVOFF"),
         "migrate": ("", "the first VM moves to a second host, recorded as host-b.dat"),
+        "returns": ("N", "it moves back, and there again, so many times more"),
         "khz_b": ("KHZ", "rate of the second host's counter"),
     },
     "nesting": {

@@ -100,6 +100,7 @@ def _join(join: Join, unit: str) -> Json:
         "frac_bits": join.scale.frac_bits,
         "rate_ppm": join.rate_ppm,
         "last_exit": join.not_before,
+        "not_after": join.not_after,
         "assumption": join.assumption,
         "notes": list(join.notes),
     }
@@ -124,7 +125,7 @@ def _guest(guest: GuestProof, clock: GuestClock, result: SyncResult) -> Json:
             for s in guest.sums
         ]
     out["vcpus"] = [
-        _vcpu(v, c, guest.recording.unit, result, guest.counter) for v, c in zip(guest.vcpus, clock.cpus, strict=True)
+        _vcpu(v, c, guest.recording, result, guest.counter) for v, c in zip(guest.vcpus, clock.cpus, strict=True)
     ]
     return out
 
@@ -145,7 +146,7 @@ def _k(k: KnownK | None) -> Json | None:
     return None if k is None else {"lo": k.lo, "hi": k.hi, "source": k.source}
 
 
-def _vcpu(vcpu: VcpuProof, clock: CpuClock, unit: str, result: SyncResult, counter: CounterInfo | None) -> Json:
+def _vcpu(vcpu: VcpuProof, clock: CpuClock, guest: Recording, result: SyncResult, counter: CounterInfo | None) -> Json:
     # a map that is refused has none
     reaches = [saved.epoch_keys(e, r) for e, r in zip(clock.epochs, clock.reaches, strict=True)]
     reaches = reaches or [saved.unknown_epoch_keys()] * len(vcpu.epochs)
@@ -155,7 +156,7 @@ def _vcpu(vcpu: VcpuProof, clock: CpuClock, unit: str, result: SyncResult, count
         "matched_by": vcpu.matched_by,
         "verdict": vcpu.verdict.value,
         "epochs": [
-            _epoch(e, unit, result.rate_on(e.host)) | _ticks(e, counter) | k
+            _epoch(e, guest, result.rate_on(e.host)) | _ticks(e, counter) | k
             for e, k in zip(vcpu.epochs, reaches, strict=True)
         ],
         "claims": [
@@ -163,6 +164,15 @@ def _vcpu(vcpu: VcpuProof, clock: CpuClock, unit: str, result: SyncResult, count
             *(_claim(c) | _cntvoff_said(c, counter) for c in vcpu.counter_claims),
         ],
         "mis_stamped": [_mis_stamped(m) for m in vcpu.mis_stamped],
+        "unplaced": [
+            {
+                "guest_from": u.guest_from,
+                "guest_to": u.guest_to,
+                "events": len(u.rows),
+                "hosts": [h or result.host_name for h in u.hosts],
+            }
+            for u in vcpu.unplaced
+        ],
         "notes": list(vcpu.notes),
     }
 
@@ -177,15 +187,16 @@ def width_ns(epoch: EpochProof, rate: Rate | None) -> int | None:
     return -rate.to_ns(-((-(-width << epoch.scale.frac_bits) + ratio - 1) // ratio))
 
 
-def _epoch(epoch: EpochProof, unit: str, rate: Rate | None) -> Json:
+def _epoch(epoch: EpochProof, guest: Recording, rate: Rate | None) -> Json:
     out: Json = {
         "guest_from": epoch.guest_from,
         "guest_to": epoch.guest_to,
         "guest_sure": list(epoch.guest_sure),
+        "doubtful": int((~epoch.is_sure(guest.stamp[epoch.rows])).sum()),
         "host_from": epoch.host_from,
         "host_to": epoch.host_to,
         "offset": epoch.offset,
-        "unit": unit,
+        "unit": guest.unit,
         "ratio": epoch.scale.ratio,
         "frac_bits": epoch.scale.frac_bits,
         "source": epoch.source or None,

@@ -6,12 +6,14 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from counterpoint.claims.model import Claim
+from counterpoint.clocks.counter import relative
 from counterpoint.outputs.counter_lines import counter_lines, shown_claims
 from counterpoint.outputs.printable import printable
 from counterpoint.outputs.report import width_ns
 from counterpoint.proof.verdicts import ClaimProof, CounterClaimProof, EpochProof, MisStamped, VcpuProof, Verdict
 from counterpoint.timeline.proving import GuestProof
 from counterpoint.timeline.sync import SyncResult, offset_width
+from counterpoint.traces.recording import Recording
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,11 +143,11 @@ def _print_joins(out: Console, result: SyncResult) -> None:
         if join is None:
             out.print(f"{name}: not related to {first}, and left out of the timeline", style=_STYLE[Verdict.UNBOUNDED])
             continue
+        of = f" of {', '.join(map(printable, join.guests))}" if join.guests else ""
         after = "or later" if join.latest is None else f"to {join.latest - join.stamp:+d}"
         out.print(
             f"{name}: its stamp {join.at} is {first}'s {join.stamp} ({join.earliest - join.stamp:+d} {after} {unit}),"
-            f" by {join.source} of {', '.join(map(printable, join.guests))}; beside it the bound grows by"
-            f" {join.rate_ppm} ppm"
+            f" by {join.source}{of}; beside it the bound grows by {join.rate_ppm} ppm"
         )
         out.print(f"{name}: assumed: {join.assumption}")
         for note in join.notes:
@@ -193,7 +195,19 @@ def _print_changes(out: Console, result: SyncResult) -> None:
                     if before.offset is None or after.offset is None or before.scale != after.scale
                     else (f" by {after.offset - before.offset:+d} {guest.recording.unit}")
                 )
-                out.print(f"{printable(guest.name)} cpu {vcpu.guest_cpu}: the {changed} changed{by}, {where}")
+                count = _doubtful(guest.recording, before, after)
+                doubt = f"; {count} events about it may be of either side" if count else ""
+                out.print(f"{printable(guest.name)} cpu {vcpu.guest_cpu}: the {changed} changed{by}, {where}{doubt}")
+
+
+def _doubtful(guest: Recording, before: EpochProof, after: EpochProof) -> int:
+    """How many events of two epochs may be of either: neither's beyond doubt."""
+    count = 0
+    if (end := before.guest_sure[1]) is not None:
+        count += int((relative(guest.stamp[before.rows], end) > 0).sum())
+    if (begin := after.guest_sure[0]) is not None:
+        count += int((relative(guest.stamp[after.rows], begin) < 0).sum())
+    return count
 
 
 def _print_claims(out: Console, result: SyncResult) -> None:

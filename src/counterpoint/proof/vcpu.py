@@ -192,11 +192,14 @@ class VcpuProver:
         return None
 
     def _along(self, chain: list[Claim]) -> list[Part] | None:
-        """The events cut at the chain's changes, each in its claim's span and in no gap; None: no cut does that."""
+        """The events cut at the chain's changes, each in its claim's span and in no gap; None: no cut does that.
+
+        Where several cuts do, the events between the first and the last of them are not sure.
+        """
         guest, count = self.track.guest, len(self.track.guest)
         offsets = [self._relative(claim) for claim in chain]
-        # reach[j]: the cuts that the claims before j can end at; runs[j][c]: how far claim j holds from event c on
-        reach, runs = [np.arange(count + 1) == 0], []
+        # runs[j][c]: how far claim j holds from event c on
+        runs = []
         for claim, offset in zip(chain, offsets, strict=True):
             begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
             bad = check(guest, offset, self.thread).violating
@@ -206,29 +209,54 @@ class VcpuProver:
                 bad |= guest - offset >= end
             stops = np.append(np.flatnonzero(bad), count)
             runs.append(stops[np.searchsorted(stops, np.arange(count + 1))])
-            cuts = np.flatnonzero(reach[-1])
-            depth = np.zeros(count + 2, np.int64)
-            np.add.at(depth, cuts, 1)
-            np.add.at(depth, runs[-1][cuts] + 1, -1)
-            reach.append(np.cumsum(depth[:-1]) > 0)
-        if not reach[-1][count]:
+        cuts = self._cuts(offsets, runs)
+        if cuts is None:
             return None
         jumps = np.r_[0, np.abs(np.diff(guest)), 0]
         last, parts = count, []
         for index in range(len(chain) - 1, -1, -1):
-            cuts = np.flatnonzero(reach[index][: last + 1] & (runs[index][: last + 1] >= last))
+            possible = cuts[index][(cuts[index] <= last) & (runs[index][cuts[index]] >= last)]
+            if not len(possible):
+                return None
             # a change comes with a stop or a step
-            first = int(cuts[int(jumps[cuts].argmax())])
+            first = int(possible[int(jumps[possible].argmax())])
             if first < last:
                 claim, offset = chain[index], offsets[index]
-                outcome = check(guest[first:last], offset, self.thread)
-                lo, hi = outcome.feasible or (offset, offset)
+                sure = max(first, int(cuts[index][-1])), min(last, int(cuts[index + 1][0]))
+                outcome = check(guest[slice(*sure)], offset, self.thread)
+                if sure[0] >= sure[1] or outcome.feasible is None:
+                    return None
                 weak = outcome.evidence < EVIDENCE_FOR_CLAIM
-                found = Fit((Candidate(lo, hi, outcome.inside, outcome.evidence),), weak=weak)
+                found = Fit((Candidate(*outcome.feasible, outcome.inside, outcome.evidence),), weak=weak)
                 begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
-                parts.append(Part(first, last, (first, last), found, offset, claim.source, begin, end))
+                parts.append(Part(first, last, sure, found, offset, claim.source, begin, end))
             last = first
         return parts[::-1]
+
+    def _cuts(self, offsets: list[int], runs: list[I64]) -> list[I64] | None:
+        """By claim of a chain, the events that it can begin with; last, the end. None where they hold not all events.
+
+        ``runs``: of each claim i64[n + 1], how far it holds from each event on.
+        """
+        guest, count = self.track.guest, len(self.track.guest)
+        every = np.arange(count + 1)
+        before, after = [every == 0], [every == count]
+        for run in runs:
+            cuts = np.flatnonzero(before[-1])
+            depth = np.zeros(count + 2, np.int64)
+            np.add.at(depth, cuts, 1)
+            np.add.at(depth, run[cuts] + 1, -1)
+            before.append(np.cumsum(depth[:-1]) > 0)
+        for run in runs[::-1]:
+            ends = np.append(np.flatnonzero(after[0]), count + 1)
+            after.insert(0, ends[np.searchsorted(ends, every)] <= run)
+        out = [one & other for one, other in zip(before, after, strict=True)]
+        for index, (left, right) in enumerate(pairwise(offsets)):
+            # the events of a CPU are in order on the host, too, unless a claim holds for none of them
+            free = before[index] | after[index + 2]
+            out[index + 1][1:-1] &= (guest[1:] - right >= guest[:-1] - left) | free[1:-1]
+        cuts_of = [np.flatnonzero(cuts) for cuts in out]
+        return cuts_of if all(len(cuts) for cuts in cuts_of) else None
 
     def _unbounded_part(self, claims: list[Claim]) -> Part:
         """All events at the first claim's offset (or none), where nothing could be found."""

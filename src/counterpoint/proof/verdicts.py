@@ -253,6 +253,19 @@ class MisStamped:
 
 
 @dataclass(frozen=True, slots=True)
+class Unplaced:
+    """Events of a guest that moved which may have run on any of ``hosts`` (None: the first): no map is theirs for sure.
+
+    ``rows`` i64[n] are the guest rows, in none of the epochs; their stamps are ``guest_from`` to ``guest_to``.
+    """
+
+    rows: I64
+    guest_from: int
+    guest_to: int
+    hosts: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class VcpuProof:
     """One guest CPU: the host thread that runs it, its epochs, and the claims about it."""
 
@@ -263,6 +276,7 @@ class VcpuProof:
     claims: tuple[ClaimProof, ...]
     mis_stamped: tuple[MisStamped, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    unplaced: tuple[Unplaced, ...] = ()
     counter_claims: tuple[CounterClaimProof, ...] = ()
 
     @property

@@ -42,14 +42,12 @@ def build(options: WorldOptions, rng: np.random.Generator) -> tuple[list[Host], 
         host_monos.append(TraceClock("mono", counter, rates.clock("mono", counter.at_one)))
     hosts = make_hosts(plan, times, counters, host_clocks, host_monos, span)
     guests: list[Guest] = []
-    move = plan.move
     for index, (vm, its) in enumerate(zip(plan.vms, counters, strict=True)):
         if its is None:
             continue
-        moved = move if move and move.vm == index else None
-        host_of = Steps(np.array([0], np.int64), np.array([0], np.int64))
-        if moved:
-            host_of = Steps(np.array([0, int(times.begin[moved.begin])]), np.array([0, 1]))
+        moves = [move for move in plan.moves if move.vm == index]
+        since = [0, *(int(times.begin[move.begin]) for move in moves)]
+        host_of = Steps(np.array(since, np.int64), np.arange(len(since)) % 2)
         guests.append(make_guest(plan, vm, its, times, host_of, span))
     if options.nested:
         assert counters[0] is not None

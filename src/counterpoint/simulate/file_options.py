@@ -38,7 +38,8 @@ def add_options(plan: Plan, hosts: list[Host], guests: list[Guest]) -> None:
         machine.options = listed
     if options.guest_option:
         for guest in guests:
-            for number, tids in enumerate(guest.tids):
+            # a recorder names the threads that are there as it begins
+            for number, tids in enumerate(guest.tids[: len(hosts)]):
                 owner = hosts[number].machine if guest.parent is None else guest.parent.machine
                 found = GuestOption(guest.machine.name, ids[guest.machine.name], tuple(enumerate(tids)))
                 owner.options.append(guest_option(found))

@@ -56,7 +56,7 @@ def make_guest(plan: Plan, vm: Vm, its: VmCounters, times: Times, host_of: Steps
         vm.name, "host", options.guests_clock, vm.vcpus, lambda c, t: clocks[c].at(t), blocks,
         names if options.cmdlines else {}, losses=options.lose_guest, counted=not options.uncounted,
     )  # fmt: skip
-    tids = tuple(t[vm.first : vm.first + vm.vcpus].tolist() for t in plan.tids[: len(plan.hosts)])
+    tids = tuple(t[vm.first : vm.first + vm.vcpus].tolist() for t in plan.tids[: len(plan.hosts) + options.returns])
     arm64 = options.arch == "arm64"
     return Guest(
         machine, None, tids, its.vcpus, clocks, host_of, parent_cpu, arm64, sched_clock_offset=its.sched_clock_offset,

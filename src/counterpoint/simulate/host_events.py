@@ -43,7 +43,8 @@ from counterpoint.simulate.schedule import (
 from counterpoint.simulate.times import Times
 from counterpoint.simulate.truth import TraceClock
 
-HOST_TASKS = {0: "swapper/0", 14: "ksoftirqd/0", 15: "rcu_preempt", 31: "kworker/1:1", 640: "hog", 811: "qemu-main"}
+HOST_TASKS = {14: "ksoftirqd/{}", 15: "rcuop/{}", 31: "kworker/{}:1", 640: "hog{}", 811: "qemu-main{}"}
+"""Tasks of each CPU by what their thread ids begin with, and their names."""
 
 
 def make_hosts(
@@ -90,12 +91,19 @@ def _silent_cpus(plan: Plan, times: Times) -> frozenset[int]:
 
 
 def _host_tasks(plan: Plan) -> dict[int, str]:
-    names = dict(HOST_TASKS)
+    names = {0: "swapper/0"}
+    for cpu in range(plan.options.cpus):
+        names |= {int(_task_on(task, cpu)): name.format(cpu) for task, name in HOST_TASKS.items()}
     for vm in plan.vms:
         for vcpu in range(vm.vcpus):
             for tids in plan.tids:
                 names[int(tids[vm.first + vcpu])] = f"CPU {vcpu}/KVM"
     return names
+
+
+def _task_on(task: I64 | int, cpu: I64 | int) -> I64:
+    """The thread id of a CPU's own such task: no thread is on two CPUs at once."""
+    return np.where(np.equal(task, 0) | np.equal(cpu, 0), task, task + 1_000_000 + 1000 * np.asarray(cpu))
 
 
 def _any_cpu(clock: TraceClock) -> Callable[[int, I64], U64]:
@@ -117,8 +125,7 @@ def _host_blocks(
     """All events of the hosts; CPUs of the second host follow those of the first."""
     options, rng = plan.options, plan.rng
     stints, windows = times.stints, times.windows
-    on_b = (stints.cpu >= options.cpus).astype(np.int64)
-    stint_tid = np.where(on_b == 1, plan.tids[1][stints.thread], plan.tids[0][stints.thread])
+    stint_tid = np.array(plan.tids)[plan.visit(stints), stints.thread]
     vcpu_of = np.concatenate([np.arange(vm.vcpus) for vm in plan.vms])
     tid, cpu, vcpu = stint_tid[windows.stint], stints.cpu[windows.stint], vcpu_of[stints.thread][windows.stint]
     blocks: list[Block] = []
@@ -272,10 +279,10 @@ def _switch_blocks(plan: Plan, times: Times, stint_tid: I64, now: Callable[[I64,
     order = np.lexsort((stints.start, stints.cpu))
     cpu, start, end, tid = stints.cpu[order], stints.start[order], stints.end[order], stint_tid[order]
     halted = stints.halted[order]
-    others = np.array(sorted(HOST_TASKS), np.int64)
+    others = np.array([0, *sorted(HOST_TASKS)], np.int64)
     # who has the CPU before each stint, and after its last one
     chance = np.r_[0.6, np.full(len(others) - 1, 0.4 / (len(others) - 1))]
-    before = rng.choice(others, len(order), p=chance)
+    before = _task_on(rng.choice(others, len(order), p=chance), cpu % options.cpus)
     opens = np.r_[True, cpu[1:] != cpu[:-1]] if len(cpu) else np.zeros(0, np.bool_)
     ends = np.r_[opens[1:], True] if len(cpu) else np.zeros(0, np.bool_)
     after = np.where(ends, 0, np.r_[before[1:], 0])

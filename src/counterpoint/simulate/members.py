@@ -38,7 +38,7 @@ class Host:
 class Guest:
     """A guest: its machine, its clocks, who runs it.
 
-    ``tids``: of each vCPU, on each host; ``counters``: of each vCPU; ``clocks``: of each vCPU; L2's of each L1
+    ``tids``: of each vCPU, each time it comes to a host; ``counters``: of each; ``clocks``: of each, L2's of each L1
     CPU, which ``parent_cpu`` says. ``host_of``: the host it is on. ``parent`` None: the host.
     ``sched_clock_offset``: how far kvm-clock is ahead of its trace clock local, where that shows it. ``mono``: an L1's
     CLOCK_MONOTONIC.

@@ -68,6 +68,7 @@ class WorldOptions:
     nested_khz: int = 0
     nested_events: bool = False
     migrate: bool = False
+    returns: int = 0
     khz_b: int = 0
     lose: int = 0
     lose_guest: int = 0
@@ -119,6 +120,8 @@ class WorldOptions:
             raise UsageError(f"pvclock is for guests above {PVCLOCK_KHZ} kHz")
         if self.vtimers and (self.migrate or self.steps):
             raise UsageError("vtimers: not with a second host, nor where a CLOCK_MONOTONIC steps, as none does")
+        if self.returns and not self.migrate:
+            raise UsageError("returns: a VM that does not migrate does not come back")
         if self.migrate and self.nested:
             raise UsageError("a VM that runs nested guests is not migrated here")
         if self.frac not in (32, 48):
@@ -167,6 +170,7 @@ _LIMITS: tuple[tuple[str, float, float], ...] = (
     ("pauses", 0, 20),
     ("restores", 0, 20),
     ("writes", 0, 20),
+    ("returns", 0, 3),
     ("drift_ppm", -1000, 1000),
     ("slews", 0, 1000),
     ("steps", 0, 100),
@@ -239,6 +243,7 @@ def random_options(seed: int) -> WorldOptions:
         nested_khz=int(khz * rng.uniform(0.5, 1.5)) if nested and scaled and rng.random() < 0.5 else 0,
         nested_events=bool(nested) and rng.random() < 0.5,
         migrate=migrate,
+        returns=int(migrate and not seed % 2),
         khz_b=int(khz * rng.uniform(0.7, 1.4)) if migrate and rng.random() < 0.7 else 0,
         lose=rng.randint(1, 12) if losing else 0,
         lose_guest=maybe(0.1, rng.randint(1, 4)),

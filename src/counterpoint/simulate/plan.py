@@ -60,7 +60,7 @@ class Plan:
     vms: list[Vm]
     rounds: int
     changes: list[Change]
-    tids: tuple[I64, I64]
+    tids: tuple[I64, ...]
     fine: int
     hosts: tuple[HostCounter, ...]
     writes: list[Write] = field(default_factory=list)
@@ -76,9 +76,18 @@ class Plan:
         return self.options.host_khz * (1 << self.fine) / 1e6
 
     @property
-    def move(self) -> Change | None:
-        """The migration to the second host."""
-        return next((c for c in self.changes if c.kind == "migrate"), None)
+    def moves(self) -> list[Change]:
+        """The migrations to the second host, back, and so on, in order."""
+        return [c for c in self.changes if c.kind == "migrate"]
+
+    def visit(self, stints: Stints) -> I64:
+        """How often the VM of each stint had moved by then, i64[S]: each time it runs in other threads."""
+        out = np.zeros(len(stints.thread), np.int64)
+        for move in self.moves:
+            vm = self.vms[move.vm]
+            mine = (stints.thread >= vm.first) & (stints.thread < vm.first + vm.vcpus)
+            out += mine & (stints.round >= move.begin)
+        return out
 
 
 def make_plan(options: WorldOptions, rng: np.random.Generator) -> Plan:
@@ -97,10 +106,13 @@ def make_plan(options: WorldOptions, rng: np.random.Generator) -> Plan:
     if options.nested:
         stint = max(stint, NESTED_ROUND)
     rounds = max(16, int(windows / stint / 0.85))
-    tids = (
+    tids = [
         np.sort(rng.choice(np.arange(1000, 9000 + 4 * at), at, replace=False)),
         np.sort(rng.choice(np.arange(10_000, 19_000 + 4 * at), at, replace=False)),
-    )
+    ]
+    for visit in range(2, 2 + options.returns):
+        first = int(tids[visit - 2][-1]) + 1
+        tids.append(np.sort(rng.choice(np.arange(first, first + 8000 + 4 * at), at, replace=False)))
     khz = options.host_khz
     fine = 0
     while khz << fine < 1_000_000:
@@ -114,15 +126,20 @@ def make_plan(options: WorldOptions, rng: np.random.Generator) -> Plan:
         other = int(rng.integers(10**10, 10**14)) if options.arch == "x86" else int(rng.integers(10**9, 10**11))
         hosts.append(HostCounter(other, round((khz_b << 20) / khz), 20 + fine))
     changes = _changes(options, rng, rounds)
-    return Plan(options, rng, vms, rounds, changes, tids, fine, tuple(hosts))
+    return Plan(options, rng, vms, rounds, changes, tuple(tids), fine, tuple(hosts))
 
 
 def _changes(options: WorldOptions, rng: np.random.Generator, rounds: int) -> list[Change]:
     """Draw when what changes; a VM's changes do not overlap: a short world may have fewer than asked for."""
     out: list[Change] = []
-    if options.migrate:
+    if options.migrate and not options.returns:
         begin = int(rng.integers(2 * rounds // 5, 3 * rounds // 5))
         out.append(Change("migrate", 0, begin, begin + 2))
+    elif options.migrate:
+        stays = options.returns + 2
+        for move in range(1, stays):
+            begin = move * rounds // stays + int(rng.integers(0, max(1, rounds // stays // 4)))
+            out.append(Change("migrate", 0, begin, begin + 2))
     if options.pvclock:
         out += [Change("pvclock", vm, 0, 0) for vm in range(options.vms)]
     kinds = ["pause"] * options.pauses + ["restore"] * options.restores + ["write"] * options.writes
@@ -160,7 +177,10 @@ def make_stints(plan: Plan) -> tuple[Stints, npt.NDArray[np.float64]]:
         if change.end > change.begin:
             extra[change.begin] += STANDS * rounds * (0.3 + rng.exponential())
         if change.kind == "migrate":
-            cpu[mine, change.begin :] += options.cpus
+            # to the other host
+            cpu[mine, change.begin :] += (
+                options.cpus if (cpu[mine, change.begin] < options.cpus).all() else -options.cpus
+            )
     for change in plan.changes:
         # whoever is concerned is there when it is done
         vm = plan.vms[change.vm]
@@ -274,7 +294,7 @@ def make_counters(plan: Plan, vm_index: int, begin: I64, stints: Stints, slot: i
         if change.vm != vm_index:
             continue
         stop, go = int(begin[change.begin]), int(begin[change.end])
-        host = 1 if change.kind == "migrate" else common[-1].host
+        host = 1 - common[-1].host if change.kind == "migrate" else common[-1].host
         stood = counter(common[-1].host, stop) - counter(host, go)
         jump = int(10 ** rng.uniform(5, 10)) if change.kind == "restore" else 0
         skews = rng.integers(0, 3000, vm.vcpus).tolist() if change.kind == "restore" and x86 else [0] * vm.vcpus

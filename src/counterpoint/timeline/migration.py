@@ -19,7 +19,7 @@ from counterpoint.proof.epochs import MIN_BETWEEN, MIN_CHUNK
 from counterpoint.proof.fit import fit
 from counterpoint.proof.matching import ThreadPool
 from counterpoint.proof.tracks import Track
-from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict
+from counterpoint.proof.verdicts import EpochProof, Unplaced, VcpuProof, Verdict
 from counterpoint.proof.windows import RunWindows
 from counterpoint.traces.recording import Recording
 
@@ -32,8 +32,8 @@ LINE_PARTS = (1, 2)
 PROBES = 6
 """Halvings by which the end of a stretch is sought."""
 
-MAX_AGAIN = 4
-"""How often more of the events are sought on one host."""
+MAX_STAYS = 8
+"""How many stretches are sought: a guest may come back, and an offset that changed makes two of one stay."""
 
 MIN_EVIDENCE = 150
 """Bits of evidence for an epoch beside a refuted claim: what a search of all offsets typically needs."""
@@ -46,12 +46,14 @@ SLACK = 2
 class Part:
     """Some of a guest's events, to be proved alone. ``final`` False: only whether they can be is asked.
 
-    ``arrived``: on a further host. ``guest_rate``: the rate of the guest's counter, as an earlier host tells it.
+    ``arrived``: after a move; ``returned``: to the first host. ``guest_rate``: the rate of the guest's counter, as an
+    earlier host tells it.
     """
 
     tracks: list[Track]
     final: bool
     arrived: bool = False
+    returned: bool = False
     guest_rate: Rate | None = None
 
     def claims(self, writes: list[Claim], pool: ThreadPool) -> list[Claim]:
@@ -81,11 +83,23 @@ Prove = Callable[[int, Part], tuple[VcpuProof, ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Stay:
-    """Events ``first`` to ``last`` (exclusive) of a track, which host number ``host`` holds beyond doubt."""
+    """Events ``first`` to ``last`` (exclusive) of a track, which host number ``host`` holds beyond doubt.
+
+    ``proof`` is that of events ``reach``, of which the host saw nothing before and after those. ``visit``: how often
+    the guest CPU had been on that host before; 0 of the first host is where it began.
+    """
 
     host: int
     first: int
     last: int
+    proof: VcpuProof
+    reach: tuple[int, int]
+    visit: int = 0
+
+    @property
+    def group(self) -> tuple[int, int]:
+        """The stays of the guest's CPUs that are proved together."""
+        return self.host, self.visit
 
 
 def divide(
@@ -98,42 +112,48 @@ def divide(
     rate_after: Callable[[VcpuProof], Rate | None],
     by_lines: Sequence[bool],
 ) -> tuple[VcpuProof, ...]:
-    """Prove a guest on several hosts, in their order: its CPUs' proofs.
+    """Prove a guest on several hosts: its CPUs' proofs.
 
     ``whole`` are the proofs of all its ``tracks`` on the first host, which are returned as they are where no further
     host holds any of its events. ``names`` and ``pools`` are the hosts'. ``rate_after``: the rate of the guest's
     counter by a proof on the first host. ``by_lines``: on which hosts its rate is fitted.
     """
     stays: dict[int, list[_Stay]] = {}
-    searches: dict[int, _Search] = {}
     rate: Rate | None = None
     for track, proof in zip(tracks, whole, strict=True):
-        search = searches[track.cpu] = _Search(track, names, pools, prove, rate, by_lines)
-        stays[track.cpu], first = search.stays(proof)
-        if first is not None and rate is None:
-            rate = rate_after(first)
-    left = {t.cpu: _goes_on(guest, t, stays[t.cpu], searches[t.cpu]) for t in tracks}
-    if not any(left.values()) and not any(stay.host for found in stays.values() for stay in found):
+        stays[track.cpu] = found = _Search(track, pools, prove, rate, by_lines).stays(proof)
+        if rate is None and found and not found[0].host:
+            rate = rate_after(found[0].proof)
+    left = {t.cpu: _goes_on(guest, t, stays[t.cpu], pools) for t in tracks}
+    every = [stay for found in stays.values() for stay in found]
+    if not any(left.values()) and not any(any(stay.group) for stay in every):
         return tuple(_not_beyond(guest, t, p, stays[t.cpu]) for t, p in zip(tracks, whole, strict=True))
-    proofs: dict[tuple[int, int], VcpuProof] = {}
-    for number in range(len(names)):
-        parts = [t.part(s.first, s.last) for t in tracks for s in stays[t.cpu] if s.host == number]
-        if parts:
-            proofs |= {
-                (number, p.guest_cpu): p for p in prove(number, Part(parts, True, number > 0, rate if number else None))
-            }
-    ends = [s.host for found in stays.values() for s in found]
+    proofs: dict[tuple[int, int, int], VcpuProof] = {}
+    for host, visit in sorted({stay.group for stay in every}):
+        parts = [t.part(s.first, s.last) for t in tracks for s in stays[t.cpu] if s.group == (host, visit)]
+        arrived = bool(host or visit)
+        part = Part(parts, True, arrived, returned=not host and arrived, guest_rate=rate if arrived else None)
+        proofs |= {(host, visit, p.guest_cpu): p for p in prove(host, part)}
+    starts = {found[0].host for found in stays.values() if found}
+    final = _final(tracks, stays)
     out = []
     for track, alone in zip(tracks, whole, strict=True):
         found = stays[track.cpu]
-        stayed = len(found) == 1 and not found[0].host and not left[track.cpu] and not max(ends)
-        if not found or (not found[0].host and (stayed or found[0].last == len(track.rows))):
+        stayed = len(found) == 1 and not found[0].host and not left[track.cpu] and final == (0, 0)
+        if not found or (not found[0].host and len(found) == 1 and (stayed or found[0].last == len(track.rows))):
             out.append(_not_beyond(guest, track, alone, found))
             continue
-        mine = [proofs[s.host, track.cpu] for s in found]
-        unseen = left[track.cpu]
-        out.append(_joined(guest, track, found, mine, names, (min(ends), max(ends)), unseen=unseen))
+        mine = [proofs[*s.group, track.cpu] for s in found]
+        # a CPU that was seen last elsewhere than the others is missing there
+        behind = left[track.cpu] or found[-1].group != final
+        out.append(_joined(guest, track, found, mine, names, is_first=starts == {0}, is_last=not behind))
     return tuple(out)
+
+
+def _final(tracks: list[Track], stays: dict[int, list[_Stay]]) -> tuple[int, int]:
+    """Where the guest was last: the group of the stay whose last event is the latest."""
+    ends = [(t.base + int(t.guest[s[-1].last - 1]), s[-1].group) for t in tracks if (s := stays[t.cpu])]
+    return max(((to_signed(stamp - ends[0][0]), group) for stamp, group in ends), default=(0, (0, 0)))[1]
 
 
 def _not_beyond(guest: Recording, track: Track, alone: VcpuProof, found: list[_Stay]) -> VcpuProof:
@@ -146,12 +166,12 @@ def _not_beyond(guest: Recording, track: Track, alone: VcpuProof, found: list[_S
     return replace(alone, epochs=(*alone.epochs[:-1], replace(epoch, guest_sure=sure)), notes=(*alone.notes, note))
 
 
-def _goes_on(guest: Recording, track: Track, found: list[_Stay], search: _Search) -> bool:
+def _goes_on(guest: Recording, track: Track, found: list[_Stay], pools: Sequence[ThreadPool]) -> bool:
     """Whether many events follow the last that its last host holds, although that host's recording goes on."""
     if not found or len(track.rows) - found[-1].last < MIN_BETWEEN:
         return False
-    epoch = search.last[found[-1].host].epochs[-1].as_epoch()
-    host = search.pools[found[-1].host].host
+    epoch = found[-1].proof.epochs[-1].as_epoch()
+    host = pools[found[-1].host].host
     stamps = epoch.to_host(guest.stamp[track.rows[found[-1].last :]])
     ends = [int(host.stamp[s.last - 1]) for s in host.streams if s.last > s.first]
     end = max(to_signed(e - host.base) for e in ends)
@@ -162,61 +182,71 @@ class _Search:
     """Seeks the stays of one guest CPU."""
 
     def __init__(
-        self,
-        track: Track,
-        names: Sequence[str],
-        pools: Sequence[ThreadPool],
-        prove: Prove,
-        rate: Rate | None,
-        by_lines: Sequence[bool],
+        self, track: Track, pools: Sequence[ThreadPool], prove: Prove, rate: Rate | None, by_lines: Sequence[bool]
     ) -> None:
         self.track = track
-        self.names = names
         self.pools = pools
         self._prove = prove
         self._rate = rate
         self._by_lines = by_lines
-        self.last: dict[int, VcpuProof] = {}
 
-    def stays(self, whole: VcpuProof) -> tuple[list[_Stay], VcpuProof | None]:
-        """The stays in order, and the proof of that on the first host; ``whole``: that of all events there."""
+    def stays(self, whole: VcpuProof) -> list[_Stay]:
+        """The stays in order; ``whole``: the proof of all events on the first host."""
         found: list[_Stay] = []
-        on_first: VcpuProof | None = None
-        begin, count = 0, len(self.track.guest)
-        for number in range(len(self.names)):
-            first_here = begin
-            # an offset that changed there puts what follows out of sight: it is sought again in the rest
-            for again in range(1 if self._by_lines[number] else MAX_AGAIN):
-                if count - begin < MIN_BETWEEN:
-                    break
-                if number == 0 and not again and _is_plain(whole):
-                    first, last, proof = 0, count, whole
-                else:
-                    grown = self._grown(number, begin, count)
-                    if grown is None:
-                        break
-                    first, last, proof = grown
-                held = np.flatnonzero(self._held(number, proof, first, last))
-                if not len(held):
-                    break
-                self.last[number] = proof
-                if number == 0:
-                    on_first = proof
-                first, last = first + int(held[0]), first + int(held[-1]) + 1
-                if again:
-                    found[-1] = replace(found[-1], last=last)
-                else:
-                    found.append(_Stay(number, first, last))
-                begin = last
-            if begin > first_here and count - begin < MIN_BETWEEN:
+        if _is_plain(whole):
+            stay = self._stay(0, (0, len(self.track.guest)), whole)
+            found += [stay] if stay else []
+        asked: set[tuple[int, int, int]] = set()
+        for _ in range(MAX_STAYS):
+            stay = self._another(found, asked)
+            if stay is None:
                 break
-        return found, on_first
+            found = sorted([*found, stay], key=lambda s: s.first)
+        out: list[_Stay] = []
+        for stay in found:
+            if out and (out[-1].host, out[-1].proof.host_tid) == (stay.host, stay.proof.host_tid):
+                # an offset that changed there
+                reach = out[-1].reach[0], stay.reach[1]
+                out[-1] = replace(out[-1], last=stay.last, proof=stay.proof, reach=reach)
+            else:
+                before = sum(s.host == stay.host for s in out)
+                out.append(replace(stay, visit=max(before, bool(out) - stay.host)))
+        return out
 
-    def _proof(self, number: int, first: int, last: int) -> VcpuProof | None:
+    def _another(self, found: list[_Stay], asked: set[tuple[int, int, int]]) -> _Stay | None:
+        """One more stay, in what those that were ``found`` leave; ``asked``: what was tried in vain."""
+        for left, right in zip([None, *found], [*found, None], strict=True):
+            begin, end = left.last if left else 0, right.first if right else len(self.track.guest)
+            beside = {s.host for s in (left, right) if s}
+            # whoever comes after the last host first, and those before it last
+            after = left.host if left else 0
+            for number in (*range(after, len(self.pools)), *range(after)):
+                if end - begin < MIN_BETWEEN or (number, begin, end) in asked:
+                    continue
+                asked.add((number, begin, end))
+                if number in beside and self._by_lines[number]:
+                    # it sought its own places
+                    continue
+                back = not number and any(s.host for s in found if s.first < begin)
+                grown = self._grown(number, begin, end, back=back)
+                stay = self._stay(number, *grown) if grown else None
+                if stay:
+                    return stay
+        return None
+
+    def _stay(self, number: int, reach: tuple[int, int], proof: VcpuProof) -> _Stay | None:
+        """The events of ``reach`` that the host saw; None: none of them."""
+        held = np.flatnonzero(self._held(number, proof, *reach))
+        if not len(held):
+            return None
+        return _Stay(number, reach[0] + int(held[0]), reach[0] + int(held[-1]) + 1, proof, reach)
+
+    def _proof(self, number: int, first: int, last: int, *, back: bool) -> VcpuProof | None:
         """The proof of events first..last alone, None where it leaves a doubt."""
-        rate = self._rate if number else None
         cut = self.track.part(first, last)
-        (proof,) = self._prove(number, Part([cut], False, number > 0, rate))
+        arrived = bool(number) or back
+        part = Part([cut], False, arrived, returned=back, guest_rate=self._rate if arrived else None)
+        (proof,) = self._prove(number, part)
         return proof if _is_plain(proof) or self._is_between_few(number, cut, proof) else None
 
     def _is_between_few(self, number: int, cut: Track, proof: VcpuProof) -> bool:
@@ -229,9 +259,9 @@ class _Search:
         found = fit(cut.guest, self.pools[number].at_scale(epoch.scale).thread(proof.host_tid))
         return bool(found.candidates) and not found.weak
 
-    def _grown(self, number: int, begin: int, end: int) -> tuple[int, int, VcpuProof] | None:
+    def _grown(self, number: int, begin: int, end: int, *, back: bool) -> tuple[tuple[int, int], VcpuProof] | None:
         """The longest stretch found between begin and end that the host proves."""
-        seed = self._seed(number, begin, end)
+        seed = self._seed(number, begin, end, back=back)
         if seed is None:
             return None
         first, last, proof = seed
@@ -244,7 +274,7 @@ class _Search:
             middle = end if bad > end else (good + bad) // 2
             if middle <= good:
                 break
-            longer = self._proof(number, first, middle)
+            longer = self._proof(number, first, middle, back=back)
             good, bad, proof = (middle, bad, longer) if longer else (good, middle, proof)
         last = good
         stays = len(held) and int(held[0]) < MIN_BETWEEN
@@ -253,11 +283,11 @@ class _Search:
             middle = begin if bad < begin else (good + bad) // 2
             if middle >= good:
                 break
-            longer = self._proof(number, middle, last)
+            longer = self._proof(number, middle, last, back=back)
             good, bad, proof = (middle, bad, longer) if longer else (good, middle, proof)
-        return good, last, proof
+        return (good, last), proof
 
-    def _seed(self, number: int, begin: int, end: int) -> tuple[int, int, VcpuProof] | None:
+    def _seed(self, number: int, begin: int, end: int, *, back: bool) -> tuple[int, int, VcpuProof] | None:
         # the first host was asked for all
         tried = LINE_PARTS if self._by_lines[number] else PARTS
         for parts in tried[number == 0 and (begin, end) == (0, len(self.track.guest)) :]:
@@ -266,7 +296,7 @@ class _Search:
             for first, last in pieces if parts < max(PARTS) else (pieces[0], pieces[-1]):
                 if last - first < (MIN_BETWEEN if parts == 1 else MIN_CHUNK):
                     continue
-                proof = self._proof(number, first, last)
+                proof = self._proof(number, first, last, back=back)
                 if proof is not None:
                     return first, last, proof
         return None
@@ -311,66 +341,66 @@ def _joined(
     found: list[_Stay],
     proofs: list[VcpuProof],
     names: Sequence[str],
-    ends: tuple[int, int],
     *,
-    unseen: bool,
+    is_first: bool,
+    is_last: bool,
 ) -> VcpuProof:
-    """The proofs of one guest CPU's stays as one, with the events between them.
+    """The proofs of one guest CPU's stays as one; what no host saw between them is on none.
 
-    ``ends``: the guest's first and last host. ``unseen``: its last events are where the last host saw no such thing.
+    ``is_first``: nothing was on another host before the first; ``is_last``: nor after the last.
     """
     epochs: list[EpochProof] = []
     notes: list[str] = []
-    # an event between two stays, or before and after all, may be on either host or on one where nothing is proved
-    begins = [0 if found[0].host == ends[0] else found[0].first, *(_border(track, *both) for both in pairwise(found))]
-    begins.append(len(track.rows) if found[-1].host == ends[1] else found[-1].last)
-    if found[0].host and found[0].first >= MIN_BETWEEN:
-        begins[0] = found[0].first
-    if len(track.rows) - found[-1].last >= MIN_BETWEEN and unseen:
-        begins[-1] = found[-1].last
-    for stay, proof, first, last in zip(found, proofs, begins, begins[1:], strict=False):
+    unplaced: list[Unplaced] = []
+    hosts = [names[s.host] if s.group != (0, 0) else None for s in found]
+    for stay, proof, host in zip(found, proofs, hosts, strict=True):
         mine = list(proof.epochs)
-        before, after = track.rows[first : stay.first], track.rows[stay.last : last]
+        before = after = track.rows[:0]
+        if stay is found[0] and not stay.host and is_first:
+            before = track.rows[stay.reach[0] : stay.first]
+        if stay is found[-1] and is_last:
+            after = track.rows[stay.last : stay.reach[1]]
         # beyond doubt is what the host's windows hold
-        if first or len(before) or stay.host:
+        if stay is not found[0] or stay.first or stay.host:
             mine[0] = _opened_at(guest, mine[0])
-        if last < len(track.rows) or len(after):
+        if stay is not found[-1] or stay.last < len(track.rows):
             mine[-1] = _closed_at(guest, mine[-1])
         mine[0] = _with(mine[0], before, mine[0].rows)
         mine[-1] = _with(mine[-1], mine[-1].rows, after)
-        if stay.host:
-            mine = [replace(e, host=names[stay.host], host_tid=proof.host_tid) for e in mine]
+        if host is not None:
+            mine = [replace(e, host=host, host_tid=proof.host_tid) for e in mine]
         epochs += mine
         notes += proof.notes
-    for left, right in pairwise(found):
-        if right.first > left.last:
-            notes.append(
-                f"{right.first - left.last} events may be on {names[left.host]} or on {names[right.host]}: neither"
-                " saw them"
-            )
-    if begins[0]:
-        epochs.insert(0, _nowhere(guest, track.rows[: begins[0]], None))
-        notes.append(_UNPROVED.format(begins[0], "before its first", names[found[0].host]))
-    if begins[-1] < len(track.rows):
-        epochs.append(_nowhere(guest, track.rows[begins[-1] :], names[ends[1]]))
-        notes.append(_UNPROVED.format(len(track.rows) - begins[-1], "after its last", names[found[-1].host]))
-    late = tuple(
-        replace(m, host=names[s.host] if s.host else None)
-        for s, p in zip(found, proofs, strict=True)
-        for m in p.mis_stamped
-    )
+    for left, right in pairwise(range(len(found))):
+        rows = track.rows[found[left].last : found[right].first]
+        if len(rows):
+            unplaced.append(_unplaced(guest, rows, (hosts[left], hosts[right])))
+            either = " or on ".join(h or names[0] for h in (hosts[left], hosts[right]))
+            notes.append(f"{len(rows)} events may be on {either}: neither saw them, and they are on no timeline")
+    lead = track.rows[: found[0].reach[0] if not found[0].host and is_first else found[0].first]
+    trail = track.rows[found[-1].reach[1] if is_last else found[-1].last :]
+    for rows, host, side in ((lead, hosts[0], "before the first"), (trail, hosts[-1], "after the last")):
+        if not len(rows):
+            continue
+        notes.append(_UNPROVED.format(len(rows), side, host or names[0]))
+        if len(rows) < MIN_BETWEEN and (is_last or rows is lead):
+            unplaced.append(_unplaced(guest, rows, (host,)))
+        elif rows is lead:
+            epochs.insert(0, _nowhere(guest, rows, None))
+        else:
+            epochs.append(_nowhere(guest, rows, names[-1]))
+    late = tuple(replace(m, host=host) for host, p in zip(hosts, proofs, strict=True) for m in p.mis_stamped)
     claims = tuple(c for p in proofs for c in p.claims)
-    tid, matched_by = None if found[0].host else proofs[0].host_tid, proofs[0].matched_by
-    return VcpuProof(track.cpu, tid, matched_by, tuple(epochs), claims, late, tuple(dict.fromkeys(notes)))
+    tid, matched_by = None if hosts[0] else proofs[0].host_tid, proofs[0].matched_by
+    said = tuple(dict.fromkeys(notes))
+    return VcpuProof(track.cpu, tid, matched_by, tuple(epochs), claims, late, said, tuple(unplaced))
 
 
-_UNPROVED = "{} events {} on {}: no thread of another host is proved to have run them"
+_UNPROVED = "{} events {} that {} saw run may be on another host: no thread is proved to have run them"
 
 
-def _border(track: Track, left: _Stay, right: _Stay) -> int:
-    """Where the events of the later of two stays begin: behind the largest step between them, as a move may make."""
-    steps = np.abs(np.diff(track.guest[left.last - 1 : right.first + 1]))
-    return left.last + int(steps.argmax())
+def _unplaced(guest: Recording, rows: I64, hosts: tuple[str | None, ...]) -> Unplaced:
+    return Unplaced(rows, int(guest.stamp[rows[0]]), int(guest.stamp[rows[-1]]), hosts)
 
 
 def _with(epoch: EpochProof, first: I64, then: I64) -> EpochProof:

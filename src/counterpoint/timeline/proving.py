@@ -102,7 +102,8 @@ def prove_guest(
         )
     hints = Hints(given=dict(tids))
     by_cpu = [c for c in typed if isinstance(c, Claim)]
-    if use_claims:
+    if use_claims and not (part and part.returned):
+        # trace-cmd's own options are of the threads that the guest began on
         shift, notes = time_shift.claims_of(guest, host)
         warnings += notes
         by_cpu += shift

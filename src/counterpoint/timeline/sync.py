@@ -27,7 +27,7 @@ from counterpoint.proof.signs import signs_of
 from counterpoint.proof.sums import Hypervisor, explained
 from counterpoint.proof.tracks import tracks_of
 from counterpoint.proof.verdicts import EpochProof, VcpuProof
-from counterpoint.timeline.join import Join, Wall, by_counter, by_pairs
+from counterpoint.timeline.join import HostPairs, Hosts, Join, by_counter, by_pairs
 from counterpoint.timeline.merge import Machine, Timeline
 from counterpoint.timeline.migration import Part, divide
 from counterpoint.timeline.proving import GuestProof, prove_guest
@@ -42,12 +42,16 @@ Source = str | PathLike[str] | Recording
 
 @dataclass(frozen=True, slots=True)
 class FurtherHost:
-    """Another host's recording, and how its clock relates to the first host's (None: nothing relates them)."""
+    """Another host's recording, and how its clock relates to the first host's (None: nothing relates them).
+
+    ``pairs_unused``: why the hosts' clock pairs did not help, where there are any ("": they did).
+    """
 
     name: str
     recording: Recording
     join: Join | None
     pool: ThreadPool = field(repr=False, compare=False)
+    pairs_unused: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,10 @@ class SyncResult:
     hosts: tuple[FurtherHost, ...] = ()
 
     def rate_on(self, host: str | None) -> Rate | None:
-        """The rate of a further host's clock; ``host`` None: the first's."""
-        return self.rate if host is None else next((rate_of(h.recording) for h in self.hosts if h.name == host), None)
+        """The rate of a host's clock; ``host`` None: the first's."""
+        if host in (None, self.host_name):
+            return self.rate
+        return next((rate_of(h.recording) for h in self.hosts if h.name == host), None)
 
     @property
     def is_sound(self) -> bool:
@@ -112,7 +118,7 @@ def sync(
     ks: Iterable[str] = (),
     hosts: Iterable[Source] = (),
     claims: Iterable[tuple[str | None, Claim | CounterClaim]] = (),
-    wall: Wall | None = None,
+    wall: HostPairs | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> SyncResult:
     """Prove how each guest's clocks relate to the host's, and merge.
@@ -206,11 +212,14 @@ def sync(
                 proofs[name], [host_name, *other_names], by_name, pools, typed, threads, use_claims, counters
             )
     further = _joined([host_name, *other_names], by_name, pools, proofs, wall)
+    warnings += [f"{one.name}: {one.pairs_unused}" for one in further if one.pairs_unused]
     for one in further:
         if one.join is None:
+            came = any(e.host == one.name for p in proofs.values() for v in p.vcpus for e in v.epochs if e.offset)
+            reason = "a guest ran there, but none is" if came else "no guest is"
             warnings.append(
-                f"{one.name} cannot be related to {host_name}: no guest is proved to have gone from one to the other;"
-                f" its {len(one.recording)} events are left out of the timeline"
+                f"{one.name} cannot be related to {host_name}: {reason} proved to have gone there from a host named"
+                f" before it; its {len(one.recording)} events are left out of the timeline"
             )
     warnings += [*counters.warnings, *counters.unused()]
     return SyncResult(
@@ -304,8 +313,9 @@ def _across(
     def prove(number: int, part: Part) -> tuple[VcpuProof, ...]:
         # what was typed speaks of the first host
         cpus = {t.cpu for t in part.tracks}
-        claims = [c for g, c in typed if g in (None, found.name) and c.guest_cpu in cpus] if number == 0 else []
-        tids = {c: t for g, c, t in threads if g in (None, found.name) and c in cpus} if number == 0 else {}
+        mine = (None, found.name) if not part.arrived else ()
+        claims = [c for g, c in typed if g in mine and c.guest_cpu in cpus]
+        tids = {c: t for g, c, t in threads if g in mine and c in cpus}
         host = names[number]
         return prove_guest(
             found.name, guest, host, recordings[host], pools[host], claims, tids, use_claims, (), counters, None, part
@@ -326,23 +336,21 @@ def _joined(
     recordings: Mapping[str, Recording],
     pools: Mapping[str, ThreadPool],
     proofs: Mapping[str, GuestProof],
-    wall: Wall | None,
+    wall: HostPairs | None,
 ) -> tuple[FurtherHost, ...]:
-    """The further hosts, each related to the first where the guests do that."""
+    """The further hosts, each related to the first where the guests or the clock pairs do that."""
     first, *others = names
-    keys: dict[str, str | None] = {first: None} | {n: n for n in others}
     joins: dict[str, Join] = {}
+    unused: dict[str, str] = {}
+    hosts = Hosts(first, recordings, pools, joins)
+    vcpus = {g: p.vcpus for g, p in proofs.items() if p.parent == first}
     for name in others:
-        join = by_counter(
-            name,
-            {g: p.vcpus for g, p in proofs.items() if p.parent == first},
-            {keys[n]: recordings[n] for n in names},
-            {keys[n]: pools[n] for n in names if n in pools},
-            joins,
-        )
+        join = by_counter(name, vcpus, hosts)
+        if wall is not None:
+            join, unused[name] = by_pairs(name, join, hosts, wall)
         if join is not None:
-            joins[name] = by_pairs(join, (first, recordings[first]), recordings[name], wall) if wall else join
-    return tuple(FurtherHost(n, recordings[n], joins.get(n), pools[n]) for n in others)
+            joins[name] = join
+    return tuple(FurtherHost(n, recordings[n], joins.get(n), pools[n], unused.get(n, "")) for n in others)
 
 
 def _further_machine(host: FurtherHost) -> Machine:
@@ -363,8 +371,9 @@ def _to_parent(guest: GuestProof, joins: Mapping[str, Join]) -> tuple[U64, Bools
     placed, proved = np.zeros(len(recording), np.bool_), np.zeros(len(recording), np.bool_)
 
     def place(rows: I64, epoch: EpochProof) -> None:
-        join = joins.get(epoch.host) if epoch.host is not None else None
-        if epoch.host is not None and join is None:
+        is_first = epoch.host in (None, guest.parent)
+        join = None if is_first or epoch.host is None else joins.get(epoch.host)
+        if join is None and not is_first:
             return
         host = epoch.as_epoch().to_host(recording.stamp[rows])
         stamp[rows] = host if join is None else join.to_first(host)
