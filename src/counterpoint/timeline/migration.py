@@ -6,7 +6,7 @@ host's windows hold beyond doubt ends before it, what a further host's hold begi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -19,7 +19,7 @@ from counterpoint.proof.epochs import MIN_BETWEEN, MIN_CHUNK
 from counterpoint.proof.fit import fit
 from counterpoint.proof.matching import ThreadPool
 from counterpoint.proof.tracks import Track
-from counterpoint.proof.verdicts import EpochProof, Unplaced, VcpuProof, Verdict
+from counterpoint.proof.verdicts import ClaimProof, EpochProof, Unplaced, VcpuProof, Verdict
 from counterpoint.proof.windows import RunWindows
 from counterpoint.traces.recording import Recording
 
@@ -146,8 +146,19 @@ def divide(
         mine = [proofs[*s.group, track.cpu] for s in found]
         # a CPU that was seen last elsewhere than the others is missing there
         behind = left[track.cpu] or found[-1].group != final
-        out.append(_joined(guest, track, found, mine, names, is_first=starts == {0}, is_last=not behind))
+        joined = _joined(guest, track, found, mine, names, is_first=starts == {0}, is_last=not behind)
+        if all(stay.host for stay in found):
+            joined = replace(joined, claims=(*_unheard(alone, names[0]), *joined.claims))
+        out.append(joined)
     return tuple(out)
+
+
+def _unheard(alone: VcpuProof, first: str) -> Iterator[ClaimProof]:
+    """The claims about a CPU on the first host, where it never was while it was recorded."""
+    reason = f"it speaks of {first}, which no event of this CPU was on"
+    for proof in alone.claims:
+        unknown = proof.inside + proof.violations + proof.unknown
+        yield ClaimProof(proof.claim, Verdict.UNBOUNDED, 0, 0, unknown, reason=reason)
 
 
 def _final(tracks: list[Track], stays: dict[int, list[_Stay]]) -> tuple[int, int]:
