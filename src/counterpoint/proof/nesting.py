@@ -135,13 +135,19 @@ class GuestHost:
         ``windows`` are those in one clock, taken where that does; ``nested``: see ``levels.only``.
         """
         clock = self.clock_of(activity, tid)
-        if clock is not Clock.SHARED:
-            windows = self._together(activity, tid, clock, nested=nested)
         modes = {n: c.reference if clock is Clock.REFERENCE else c.own for n, c in self._cpus.items()}
-        return within(windows, self.recording, modes)
+        if clock is Clock.SHARED:
+            return within(windows, self.recording, modes)
+        pieces, unseen = self._pieces(activity, tid, clock, nested=nested)
+        windows = within(_together(pieces), self.recording, modes)
+        # where the thread may have been on one CPU unseen, another's windows stay what they are
+        beside = _beside(windows, *unseen)
+        return _together([windows, _unknown(tid, activity, *beside)])
 
-    def _together(self, activity: HostActivity, tid: int, clock: Clock, *, nested: bool) -> RunWindows:
-        """The windows of all CPUs in one clock; what no CPU saw is unknown."""
+    def _pieces(
+        self, activity: HostActivity, tid: int, clock: Clock, *, nested: bool
+    ) -> tuple[list[RunWindows], Spans]:
+        """The windows of all CPUs in one clock, and what no CPU saw: when the thread may have been on any."""
         pieces: list[RunWindows] = []
         first, last = [], []
         early, late = [], []
@@ -171,17 +177,7 @@ class GuestHost:
         unseen = np.array([-FOREVER, stop]), np.array([start, FOREVER])
         if silent:
             unseen = np.array([-FOREVER, start, stop]), np.array([start, stop, FOREVER])
-        pieces.append(_unknown(tid, activity, *unseen))
-        return in_order(
-            tid,
-            activity.base,
-            np.concatenate([p.lo for p in pieces]),
-            np.concatenate([p.hi for p in pieces]),
-            np.concatenate([p.is_run for p in pieces]),
-            np.concatenate([p.entry_row for p in pieces]),
-            np.concatenate([p.exit_row for p in pieces]),
-            activity.kind,
-        )
+        return pieces, unseen
 
     def _taken(self, windows: RunWindows, cpu: _Cpu, clock: Clock) -> RunWindows:
         """One CPU's windows in the ``clock`` asked for: widened by what is not known of the difference."""
@@ -306,6 +302,26 @@ def _only(windows: RunWindows | None, host: Recording, *, nested: bool) -> RunWi
 def _unknown(tid: int, activity: HostActivity, lo: I64, hi: I64) -> RunWindows:
     none = np.full(len(lo), -1, np.int64)
     return RunWindows(tid, activity.base, lo, hi, np.zeros(len(lo), np.bool_), none, none, activity.kind)
+
+
+def _together(pieces: Sequence[RunWindows]) -> RunWindows:
+    """Windows of one thread, of spans that may overlap, in one order."""
+    return in_order(
+        pieces[0].tid,
+        pieces[0].base,
+        np.concatenate([p.lo for p in pieces]),
+        np.concatenate([p.hi for p in pieces]),
+        np.concatenate([p.is_run for p in pieces]),
+        np.concatenate([p.entry_row for p in pieces]),
+        np.concatenate([p.exit_row for p in pieces]),
+        pieces[0].kind,
+    )
+
+
+def _beside(windows: RunWindows, lo: I64, hi: I64) -> Spans:
+    """The parts of the spans [lo, hi] that are in no run window."""
+    runs = windows.lo[windows.is_run], windows.hi[windows.is_run]
+    return overlaps(np.r_[-FOREVER, runs[1]], np.r_[runs[0], FOREVER], lo, hi)
 
 
 def _ahead(epoch: EpochProof, constant: int) -> tuple[int, int]:
