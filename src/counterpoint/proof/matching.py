@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -147,6 +148,12 @@ class ThreadPool:
         """This pool, and one in the other clock that a nested guest's offsets may be relative to (see ``nesting``)."""
         other = self.guest_host.other_clock() if self.guest_host else None
         return [self] if other is None else [self, ThreadPool(self.host, other)]
+
+    @cached_property
+    def anchored(self) -> ThreadPool | None:
+        """The pool of a host that is a guest itself, by what anchors left of its own offsets; None: nothing."""
+        above = self.guest_host.anchored() if self.guest_host else None
+        return None if above is None else ThreadPool(self.host, above)
 
     def note(self, tid: int) -> tuple[str, ...]:
         """What the offsets of the thread's guest are relative to, where that is not plain."""

@@ -67,10 +67,14 @@ class GuestHost:
     ) -> None:
         """Take the proofs of the CPUs of ``recording``, and for their threads when they may have run nested guests.
 
-        ``clock``: how to put windows together where the CPUs' clocks differ.
+        ``clock``: how to put windows together where the CPUs' clocks differ. Of each CPU's offset the interval that
+        windows proved is taken; ``anchored`` has what anchors left of it.
         """
         self.recording = recording
         self.clock = clock
+        self._nested = nested
+        self._anchored = tuple(vcpus) if any(e.by_windows for v in vcpus for e in v.epochs) else ()
+        vcpus = [_by_windows(v) for v in vcpus]
         known = [v for v in vcpus if v.host_tid is not None and _is_bounded(v)]
         self.reference_cpu = known[0].guest_cpu if known else 0
         self.constant = _middle_ahead(known[0].epochs[0]) if known else 0
@@ -115,6 +119,14 @@ class GuestHost:
         out = object.__new__(GuestHost)
         out.__dict__ = self.__dict__ | {"clock": Clock.REFERENCE}
         return out
+
+    def anchored(self) -> GuestHost | None:
+        """The same by what anchors left of the CPUs' offsets; None where there are none."""
+        if not self._anchored:
+            return None
+        # an interval is all that is taken of a proof
+        narrowed = [replace(v, epochs=tuple(replace(e, by_windows=None) for e in v.epochs)) for v in self._anchored]
+        return GuestHost(self.recording, narrowed, self._nested, self.clock)
 
     def clock_of(self, activity: HostActivity, tid: int) -> Clock:
         """Which clock the windows of thread ``tid`` are in."""
@@ -340,6 +352,10 @@ def _ahead(epoch: EpochProof, constant: int) -> tuple[int, int]:
         return min(ends), max(ends)
     begin = to_signed(low - constant)
     return begin, begin + high - low
+
+
+def _by_windows(vcpu: VcpuProof) -> VcpuProof:
+    return replace(vcpu, epochs=tuple(replace(e, feasible=e.by_windows or e.feasible) for e in vcpu.epochs))
 
 
 def _is_bounded(vcpu: VcpuProof) -> bool:

@@ -63,4 +63,8 @@ def _narrowed(epoch: EpochProof, found: Tightened) -> EpochProof | None:
     offset = epoch.offset
     if epoch.verdict is Verdict.DERIVED:
         offset = sum(usable) // 2 if usable is not None else min(max(offset, lo), hi)
-    return replace(epoch, feasible=(lo, hi), usable=usable, offset=offset, by_windows=epoch.feasible, anchors=anchors)
+    kept = tuple(a for a in epoch.anchors if a.side not in {b.side for b in anchors})
+    windows = epoch.by_windows or epoch.feasible
+    return replace(
+        epoch, feasible=(lo, hi), usable=usable, offset=offset, by_windows=windows, anchors=(*kept, *anchors)
+    )

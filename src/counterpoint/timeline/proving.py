@@ -11,6 +11,7 @@ from counterpoint.claims.model import Claim, CounterClaim
 from counterpoint.clocks.counter import to_signed
 from counterpoint.clocks.scaling import Scale
 from counterpoint.errors import UsageError
+from counterpoint.proof.anchors import hypervisor
 from counterpoint.proof.anchors.tighten import Anchors, Bounded
 from counterpoint.proof.counters import NO_COUNTER, CounterInfo, Counters
 from counterpoint.proof.drift import prove_lines
@@ -141,6 +142,7 @@ def prove_guest(
     for cpu in tids.keys() - known:
         warnings.append(f"{name}: CPU {cpu}, which --tid speaks of, has no events")
     vcpus, whole = _sharpened(host, guest, vcpus, pool)
+    vcpus = _by_its_clock(guest, vcpus, pool, parent)
     if counter is not None and whole is not None:
         counter = counters.with_guest(counter, parent, name, whole)
     sums: list[Sum] = []
@@ -304,18 +306,7 @@ def _sharpened(
 
     Also what they tell of the guest's counter: ``Found.guest_whole``, of all of them.
     """
-    places = [
-        (v, index)
-        for v, vcpu in enumerate(vcpus)
-        for index, e in enumerate(vcpu.epochs)
-        if vcpu.host_tid is not None
-        and e.verdict.is_sound
-        and e.feasible is not None
-        and len(e.candidates) == 1
-        and e.fitted is None
-        and e.scale.is_identity
-        and len(e.rows)
-    ]
+    places = _bounded_places(vcpus)
     if not places:
         return vcpus, None
     bounded = []
@@ -331,6 +322,35 @@ def _sharpened(
         wholes += [kind.guest_whole for kind in found.used if kind.guest_whole is not None]
     whole = (max(lo for lo, _ in wholes), min(hi for _, hi in wholes)) if wholes else None
     return out, whole
+
+
+def _bounded_places(vcpus: Sequence[VcpuProof]) -> list[tuple[int, int]]:
+    """The sound epochs that have one interval, and run as their host does: (vCPU, epoch)."""
+    return [
+        (v, index)
+        for v, vcpu in enumerate(vcpus)
+        for index, e in enumerate(vcpu.epochs)
+        if vcpu.host_tid is not None
+        and e.verdict.is_sound
+        and e.feasible is not None
+        and len(e.candidates) == 1
+        and e.fitted is None
+        and e.scale.is_identity
+        and len(e.rows)
+    ]
+
+
+def _by_its_clock(guest: Recording, vcpus: list[VcpuProof], pool: ThreadPool, parent: str) -> list[VcpuProof]:
+    """Narrow the intervals of a nested guest by what anchors left of its hypervisor's own clock."""
+    if pool.anchored is None:
+        return vcpus
+    out = list(vcpus)
+    for v, index in _bounded_places(vcpus):
+        tid = out[v].host_tid
+        assert tid is not None
+        found = hypervisor.tighten_by(guest, out[v].epochs[index], pool.anchored.thread(tid), parent)
+        out[v] = sharpened(out[v], index, found)
+    return out
 
 
 def _guest_option(guest: Recording, host: Recording) -> dict[int, int]:
