@@ -22,12 +22,12 @@ from simulate.worlds import CASES
 
 MIGRATE = {name: how for name, how in CASES.items() if name.startswith("migrate")}
 
-SEEDS = [5, 7, 9, 17] if os.environ.get("HYPOTHESIS_PROFILE") != "explore" else list(range(40))
+SEEDS = [5, 7, 9, 24] if os.environ.get("HYPOTHESIS_PROFILE") != "explore" else list(range(40))
 """Random worlds whose proof takes no time; HYPOTHESIS_PROFILE=explore takes all, which may take an hour."""
 
 
 def made(folder: Path, **how: object) -> tuple[World, SyncResult]:
-    options: dict[str, object] = {"events": 2500, "seed": 1, "tsc2nsec": True} | how
+    options: dict[str, object] = {"events": 1600, "seed": 1, "tsc2nsec": True} | how
     return written(World(WorldOptions(**options)), folder)  # type: ignore[arg-type]
 
 
@@ -100,7 +100,7 @@ def check(world: World, result: SyncResult) -> int:
 
 @pytest.mark.parametrize("how", MIGRATE.values(), ids=MIGRATE)
 def test_a_guest_is_proved_on_both_hosts(tmp_path, how):
-    world, result = made(tmp_path, **how)
+    world, result = made(tmp_path, **({"events": 2500} | how))
 
     on_second = check(world, result)
 
@@ -157,7 +157,7 @@ def test_guests_that_stay_are_proved_as_without_the_other_host(tmp_path):
 def test_a_host_that_no_guest_went_to_is_left_out(tmp_path, capsys):
     (tmp_path / "other").mkdir()
     world, _ = made(tmp_path, migrate=True)
-    World(WorldOptions(events=1500, seed=8, vcpus=1)).write(tmp_path / "other")
+    World(WorldOptions(events=600, seed=8, vcpus=1)).write(tmp_path / "other")
     guest, host = tmp_path / "other" / "guest.dat", tmp_path / "other" / "host.dat"
 
     status = command.main(["sync", str(host), str(guest), "--host", str(tmp_path / "host-b.dat"), "--json"])
@@ -218,14 +218,16 @@ def test_pairs_that_causality_contradicts_are_refuted(tmp_path):
     assert dataclasses.replace(join, notes=()) == other
 
 
-def test_pairs_alone_join_two_hosts(tmp_path):
-    world, _ = made(tmp_path, migrate=True, vms=2, khz_b=2_700_000, events=1500)
-    stays, other = tmp_path / "guest2.dat", tmp_path / "host-b.dat"
+@pytest.mark.parametrize("tsc2nsec", [True, False])
+def test_pairs_alone_join_two_hosts(tmp_path, tsc2nsec):
+    world = World(WorldOptions(migrate=True, vms=2, khz_b=2_700_000, events=1000, seed=1, tsc2nsec=tsc2nsec))
+    world.write(tmp_path)
     pairs = {"host": pairs_of(world, 0), "host-b": pairs_of(world, 1)}
+    of_one = pairs | {"host": pairs["host"][:tsc2nsec]}
 
     result, without, doubted = (
-        counterpoint.sync(tmp_path / "host.dat", stays, hosts=[other], wall=wall)
-        for wall in (HostPairs(pairs, 1000), None, HostPairs({n: p[:1] for n, p in pairs.items()} | {"host": []}))
+        counterpoint.sync(tmp_path / "host.dat", tmp_path / "guest2.dat", hosts=[tmp_path / "host-b.dat"], wall=wall)
+        for wall in (HostPairs(pairs, 1000), None, HostPairs(of_one))
     )
 
     join = result.hosts[0].join
@@ -238,16 +240,17 @@ def test_pairs_alone_join_two_hosts(tmp_path):
     for stamp, low, high in zip(stamps.tolist(), early.tolist(), late.tolist(), strict=True):
         true = true_place(world, dataclasses.replace(join, at=stamp))
         assert to_signed(true - low) >= -1 and to_signed(high - true) >= -1
-        # 250 ppm of half of the recording, and as much for the other host, and what was said
         assert to_signed(high - low) < 10**6
-    for left in (without, doubted):
-        assert left.hosts[0].join is None and not left.is_sound
-        assert "cannot be related" in left.warnings[-1]
+    assert without.hosts[0].join is None and not without.is_sound
+    assert "cannot be related" in without.warnings[-1]
+    # one pair and a rate do as well
+    assert (doubted.hosts[0].join is not None) is tsc2nsec
 
 
-def test_pairs_that_do_not_tell_say_why(tmp_path):
-    world, _ = made(tmp_path, migrate=True, vms=2, events=1500, tsc2nsec=False)
-    wall = HostPairs({"host": pairs_of(world, 0, count=1), "host-b": pairs_of(world, 1)})
+def test_one_pair_alone_does_not_tell_how_long_a_tick_is(tmp_path):
+    world = World(WorldOptions(migrate=True, vms=2, events=1000, seed=1))
+    world.write(tmp_path)
+    wall = HostPairs({"host": pairs_of(world, 0)[:1], "host-b": pairs_of(world, 1)})
 
     result = counterpoint.sync(
         tmp_path / "host.dat", tmp_path / "guest2.dat", hosts=[tmp_path / "host-b.dat"], wall=wall
@@ -261,31 +264,23 @@ def test_pairs_that_do_not_tell_say_why(tmp_path):
 
 
 def test_a_return_bounds_the_other_host_on_both_sides(tmp_path, capsys):
-    world, result = made(tmp_path, migrate=True, returns=1, events=2000)
+    world, result = made(tmp_path, migrate=True, returns=1, vcpus=1)
+    files = [str(tmp_path / name) for name in ("host.dat", "guest.dat", "host-b.dat")]
 
     check(world, result)
 
     join = result.hosts[0].join
     assert join is not None and join.latest is not None and join.not_after is not None
     assert [e.host for e in result.guests[0].vcpus[0].epochs] == [None, "host-b", "host"]
-    files = [str(tmp_path / name) for name in ("host.dat", "guest.dat", "host-b.dat")]
     assert command.main(["sync", *files[:2], "--host", files[2], "-o", str(tmp_path / "merged.pftrace")]) == 0
     said = capsys.readouterr().out
     assert "guest cpu 0: on host from guest stamp" in said and "there and back" in said.replace("\n", " ")
-
-
-def test_pairs_that_a_return_contradicts_are_refuted(tmp_path):
-    world, by_counter = made(tmp_path, migrate=True, returns=1, events=1500)
+    # pairs that put the other host's events behind the return
     wall = HostPairs({"host": pairs_of(world, 0), "host-b": pairs_of(world, 1, off_ns=10**9)})
-
-    result = counterpoint.sync(
-        tmp_path / "host.dat", tmp_path / "guest.dat", hosts=[tmp_path / "host-b.dat"], wall=wall
-    )
-
-    join, other = result.hosts[0].join, by_counter.hosts[0].join
-    assert join is not None and other is not None
-    assert "refuted" in join.notes[-1] and "its return" in join.notes[-1]
-    assert dataclasses.replace(join, notes=()) == other
+    doubted = counterpoint.sync(*files[:2], hosts=files[2:], wall=wall).hosts[0].join
+    assert doubted is not None
+    assert "refuted" in doubted.notes[-1] and "its return" in doubted.notes[-1]
+    assert dataclasses.replace(doubted, notes=()) == join
 
 
 # -- captures

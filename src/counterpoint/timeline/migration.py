@@ -146,7 +146,7 @@ def divide(
         mine = [proofs[*s.group, track.cpu] for s in found]
         # a CPU that was seen last elsewhere than the others is missing there
         behind = left[track.cpu] or found[-1].group != final
-        joined = _joined(guest, track, found, mine, names, is_first=starts == {0}, is_last=not behind)
+        joined = _joined(guest, track, found, mine, names, pools, is_first=starts == {0}, is_last=not behind)
         if all(stay.host for stay in found):
             joined = replace(joined, claims=(*_unheard(alone, names[0]), *joined.claims))
         out.append(joined)
@@ -184,9 +184,7 @@ def _goes_on(guest: Recording, track: Track, found: list[_Stay], pools: Sequence
     epoch = found[-1].proof.epochs[-1].as_epoch()
     host = pools[found[-1].host].host
     stamps = epoch.to_host(guest.stamp[track.rows[found[-1].last :]])
-    ends = [int(host.stamp[s.last - 1]) for s in host.streams if s.last > s.first]
-    end = max(to_signed(e - host.base) for e in ends)
-    return int((relative(stamps, host.base) <= end).sum()) >= MIN_BETWEEN
+    return int((relative(stamps, host.base) <= _recorded(host)[1]).sum()) >= MIN_BETWEEN
 
 
 class _Search:
@@ -229,14 +227,14 @@ class _Search:
         for left, right in zip([None, *found], [*found, None], strict=True):
             begin, end = left.last if left else 0, right.first if right else len(self.track.guest)
             beside = {s.host for s in (left, right) if s}
-            # whoever comes after the last host first, and those before it last
+            # whoever comes after the last host first, and those before it last; a line found all of its own thread
             after = left.host if left else 0
-            for number in (*range(after, len(self.pools)), *range(after)):
+            order = [*range(after, len(self.pools)), *range(after)]
+            for number in sorted(order, key=lambda n: n in beside and self._by_lines[n]):
                 if end - begin < MIN_BETWEEN or (number, begin, end) in asked:
                     continue
                 asked.add((number, begin, end))
-                if number in beside and self._by_lines[number]:
-                    # it sought its own places
+                if number in beside and self._by_lines[number] and end - begin < 2 * MIN_CHUNK:
                     continue
                 back = not number and any(s.host for s in found if s.first < begin)
                 grown = self._grown(number, begin, end, back=back)
@@ -352,6 +350,7 @@ def _joined(
     found: list[_Stay],
     proofs: list[VcpuProof],
     names: Sequence[str],
+    pools: Sequence[ThreadPool],
     *,
     is_first: bool,
     is_last: bool,
@@ -372,7 +371,7 @@ def _joined(
         if stay is found[-1] and is_last:
             after = track.rows[stay.last : stay.reach[1]]
         # beyond doubt is what the host's windows hold
-        if stay is not found[0] or stay.first or stay.host:
+        if epochs or stay.first or stay.host:
             mine[0] = _opened_at(guest, mine[0])
         if stay is not found[-1] or stay.last < len(track.rows):
             mine[-1] = _closed_at(guest, mine[-1])
@@ -382,12 +381,21 @@ def _joined(
             mine = [replace(e, host=host, host_tid=proof.host_tid) for e in mine]
         epochs += mine
         notes += proof.notes
-    for left, right in pairwise(range(len(found))):
-        rows = track.rows[found[left].last : found[right].first]
-        if len(rows):
-            unplaced.append(_unplaced(guest, rows, (hosts[left], hosts[right])))
-            either = " or on ".join(h or names[0] for h in (hosts[left], hosts[right]))
-            notes.append(f"{len(rows)} events may be on {either}: neither saw them, and they are on no timeline")
+        if stay is found[-1]:
+            break
+        following = found[found.index(stay) + 1]
+        rows = track.rows[stay.last : following.first]
+        if not len(rows):
+            continue
+        other = names[following.host]
+        notes.append(
+            f"{len(rows)} events may be on {host or names[0]} or on {other}: neither saw them run, and they are on no"
+            " timeline"
+        )
+        if _unexplained(guest, rows, stay, following, pools) < MIN_BETWEEN:
+            unplaced.append(_unplaced(guest, rows, (host, other)))
+        else:
+            epochs.append(_nowhere(guest, rows, host))
     lead = track.rows[: found[0].reach[0] if not found[0].host and is_first else found[0].first]
     trail = track.rows[found[-1].reach[1] if is_last else found[-1].last :]
     for rows, host, side in ((lead, hosts[0], "before the first"), (trail, hosts[-1], "after the last")):
@@ -408,6 +416,37 @@ def _joined(
 
 
 _UNPROVED = "{} events {} that {} saw run may be on another host: no thread is proved to have run them"
+
+
+def _unexplained(guest: Recording, rows: I64, left: _Stay, right: _Stay, pools: Sequence[ThreadPool]) -> int:
+    """How many events between two stays are no such as either host may have failed to see.
+
+    They would lie, by each one's map, where that host was recorded and lost nothing.
+    """
+    seen = np.ones(len(rows), np.bool_)
+    for stay, epoch in ((left, left.proof.epochs[-1]), (right, right.proof.epochs[0])):
+        assert stay.proof.host_tid is not None
+        activity = pools[stay.host].activity
+        if activity.silent_cpus and not activity.silent_cpus_were_traced:
+            return 0
+        stamps = relative(epoch.as_epoch().to_host(guest.stamp[rows]), activity.base)
+        begin, end = _recorded(activity.host)
+        seen &= (stamps >= begin) & (stamps <= end)
+        windows = pools[stay.host].thread(stay.proof.host_tid).real
+        hidden = ~windows.is_run
+        hidden[[0, -1]] = False
+        _, lost_from, lost_to = activity.lost_spans
+        for lo, hi in ((windows.lo[hidden], windows.hi[hidden]), (lost_from, lost_to)):
+            for first, last in zip(lo.tolist(), hi.tolist(), strict=True):
+                seen &= (stamps < first) | (stamps > last)
+    return int(seen.sum())
+
+
+def _recorded(host: Recording) -> tuple[int, int]:
+    """The first and the last stamp of a host's recording, from its base."""
+    firsts, lasts = zip(*((s.first, s.last - 1) for s in host.streams if s.last > s.first), strict=True)
+    first, last = (relative(host.stamp[list(rows)], host.base) for rows in (firsts, lasts))
+    return int(first.min()), int(last.max())
 
 
 def _unplaced(guest: Recording, rows: I64, hosts: tuple[str | None, ...]) -> Unplaced:
