@@ -366,9 +366,9 @@ def _to_parent(guest: GuestProof, joins: Mapping[str, Join]) -> tuple[U64, Bools
         placed[rows] = True
 
     for vcpu in guest.vcpus:
-        known = [e for e in vcpu.epochs if e.offset is not None]
+        known = [e for e in vcpu.epochs if e.is_known]
         for epoch in known:
-            place(epoch.rows, epoch)
+            place(epoch.placed, epoch)
         for run in vcpu.mis_stamped:
             there = [e for e in known if e.host == run.host]
             following = next((e for e in there if len(e.rows) and e.rows[0] > run.rows[0]), None)
