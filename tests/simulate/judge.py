@@ -187,7 +187,7 @@ def _of_late(where: str, guest: GuestProof, vcpu: VcpuProof, events: GuestCpuTru
 
 
 def _of_timeline(world: World, result: SyncResult, out: Judgement) -> None:
-    """Each event of a sound guest is on the timeline as near to its place as the widths of all levels allow."""
+    """Each event whose place on the timeline is proved is as near to it as the widths of all levels allow."""
     guests = {g.name: g for g in result.guests}
     for machine in result.timeline.machines:
         guest = guests.get(machine.name)
@@ -195,14 +195,10 @@ def _of_timeline(world: World, result: SyncResult, out: Judgement) -> None:
             continue
         above = guests.get(guest.parent)
         allowed = 0 if above is None else max((_width_in_host(e) for v in above.vcpus for e in v.epochs), default=0)
-        if above is not None and not above.verdict.is_sound:
-            continue
         for vcpu in guest.vcpus:
             events = world.events(guest.name, vcpu.guest_cpu)
             first = next(s.first for s in guest.recording.streams if s.cpu == vcpu.guest_cpu and s.last > s.first)
             for epoch in vcpu.epochs:
-                if not epoch.verdict.is_sound:
-                    continue
                 rows = epoch.rows[machine.proved[epoch.rows]]
                 rows = rows[~events.late[rows - first]]
                 away = np.abs(_apart(machine.host_stamp[rows], events.host_stamp[rows - first]))

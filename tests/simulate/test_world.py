@@ -74,6 +74,12 @@ class TestFeatures:
         assert len(offsets()) == 1
         assert len(offsets(differ=10**9)) == 4
 
+    def test_the_first_vcpu_s_offset_is_as_asked(self, tmp_path):
+        truth = make(tmp_path, offset=0, differ=10**9).truth
+
+        offsets = [v["epochs"][0]["offset"] for v in truth["guests"][0]["vcpus"]]
+        assert offsets[0] == 0 and offsets[1] != 0
+
     def test_writes_are_told_of_unless_silent(self, tmp_path):
         for silent in (False, True):
             made = make(tmp_path / str(silent), pauses=1, writes=1, silent=silent, events=5000)

@@ -23,6 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one-of-everything": {"vms": 1, "vcpus": 1, "cpus": 1},
     "many": {"vms": 2, "vcpus": 3, "decoys": 2, "cpus": 2},
     "differ": {"differ": 10**10},
+    "offset-zero": {"offset": 0, "differ": 10**6},
     "pauses": {"pauses": 2},
     "restores": {"restores": 2},
     "writes": {"writes": 2, "events": 6000},

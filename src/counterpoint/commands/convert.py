@@ -198,6 +198,8 @@ def _conversion(args: argparse.Namespace, maps: Maps, sources: dict[str, Recordi
     try:
         guest = maps.guest(args.guest)
         known = [clock.guest_cpu for clock in guest.cpus]
+        if not known:
+            raise UsageError(f"{guest.name}: its recording holds no events, so nothing is known of its clocks")
         if args.cpu is not None and args.cpu not in known:
             raise UsageError(f"--cpu {args.cpu}: {guest.name} has no such CPU ({', '.join(map(str, known))})")
     except KeyError as err:

@@ -26,6 +26,7 @@ _HELP: dict[str, dict[str, tuple[str, str]]] = {
     "clocks": {
         "clock": ("CLOCK", "the trace clock (x86: x86-tsc, arm64: mono_raw; also mono, local, boot)"),
         "guest_clock": ("CLOCK", "the guests' trace clock, where it is another"),
+        "offset": ("TICKS", "offset of the first vCPU's counter, and of the others unless they differ"),
         "differ": ("TICKS", "x86: vCPUs' offsets differ by up to so much"),
         "guest_khz": ("KHZ", "x86: the guests' TSC is scaled to this rate"),
         "frac": ("BITS", "bits after the point of the ratio: 48 (Intel) or 32 (AMD)"),

@@ -58,6 +58,7 @@ def prove_lines(
     epochs: list[EpochProof] = []
     lines: list[Line] = []
     in_doubt = [not piece.is_unique for piece in pieces]
+    unseen: list[I64] = []
     if any(in_doubt):
         said.append("another line fits the events of an epoch about as well")
     for index, (piece, (begin, end)) in enumerate(zip(pieces, pairwise(cuts), strict=True)):
@@ -85,6 +86,7 @@ def prove_lines(
             said.append(f"no clock that is slewed by {relation.slew_ppm} ppm at most holds the events of an epoch")
         runs = unexplained(track.guest, scaled, line.offset, first, last)
         doubtful |= bool(runs)
+        unseen.append(np.concatenate([epoch.rows[:0], *(track.rows[a:b] for a, b in runs)]))
         said += [
             f"{b - a} events (guest stamps {guest.stamp[track.rows[a]]} to {guest.stamp[track.rows[b - 1]]}) would lie"
             " outside the host's recording: the clock seems to have been set, by how much is not known"
@@ -107,7 +109,18 @@ def prove_lines(
         replace(e, verdict=_verdict(e, refuted=refuted, doubtful=doubtful or r))
         for e, r in zip(epochs, in_doubt, strict=True)
     ]
+    epochs = [replace(e, doubted=_doubted(e, rows, any(in_doubt))) for e, rows in zip(epochs, unseen, strict=True)]
     return VcpuProof(track.cpu, thread.windows.tid, matched_by, tuple(epochs), proofs, late, tuple(said))
+
+
+def _doubted(epoch: EpochProof, unseen: I64, shaky: bool) -> I64:
+    """The rows that the epoch's line may be wrong for; ``shaky``: another line of the vCPU is in doubt.
+
+    Beside a line that was found little evidence is asked of others: they all rest on it.
+    """
+    if shaky or epoch.violations or epoch.verdict is Verdict.UNBOUNDED:
+        return epoch.rows
+    return epoch.rows[:0] if epoch.verdict.is_sound else unseen
 
 
 def _verdict(epoch: EpochProof, *, refuted: bool, doubtful: bool) -> Verdict:

@@ -12,7 +12,7 @@ from counterpoint.claims import pvclock
 from counterpoint.clocks.rate import Rate
 from counterpoint.clocks.scaling import TSC_TOLERANCE_PPM, Scale
 from counterpoint.proof.lines import RATE_ERROR, scale_of
-from counterpoint.traces.arch import is_arm64
+from counterpoint.traces.arch import can_run, is_arm64, machine_of
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
 
@@ -76,6 +76,12 @@ def relation_of(host: Recording, guest: Recording) -> Relation:
     for one in (host, guest):
         if one.clock in NO_CLOCKS:
             return Relation(None, reason=f"{one.name} is recorded in clock {one.clock!r}, which {NO_CLOCKS[one.clock]}")
+    if not can_run(host, guest):
+        return Relation(
+            None,
+            reason=f"{guest.name} is of {machine_of(guest)}, {host.name} of {machine_of(host)}, and KVM runs guests of"
+            " its own architecture",
+        )
     if host.clock == guest.clock and host.clock in COUNTERS:
         return Relation(Scale(), constant=True)
     if host.clock == guest.clock and host.clock in ONE_COUNTER and is_arm64(host):
@@ -101,7 +107,7 @@ def kvm_clock_relations(host: Recording, guest: Recording) -> list[Relation]:
     Between a host's TSC and a guest whose own is not scaled the rate is exact. Where clocks in ns are compared it is
     one, but for what KVM and the kernel round: both are of the host's TSC.
     """
-    if guest.clock not in SCHED_CLOCKS or host.clock in SLEW_PPM:
+    if guest.clock not in SCHED_CLOCKS or host.clock in SLEW_PPM or not can_run(host, guest):
         return []
     told = pvclock.rates_of(host)[:MAX_PV_RATES]
     alike = Relation(Scale(), error=KVM_CLOCK_ERROR, is_shared=True, rough=ROUGH, rate_source=pvclock.SOURCE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -55,6 +55,8 @@ class Part:
     host_to: int | None = None
     usable: Interval | None = None
     doubtful: bool = False
+    unexplained: list[tuple[int, int]] = field(default_factory=list)
+    creeps: bool = False
 
 
 class VcpuProver:
@@ -96,13 +98,16 @@ class VcpuProver:
         if self._drifts(parts):
             stray.append(DRIFT)
             for part in parts:
-                part.doubtful = part.doubtful or part.source == BY_CAUSALITY
+                part.creeps = part.source == BY_CAUSALITY
+                part.doubtful = part.doubtful or part.creeps
         mis_stamped = tuple(self.mis_stamped(first, last, parts) for first, last in late)
         late_rows = np.zeros(len(self.track.guest), np.bool_)
         for first, last in late:
             late_rows[first:last] = True
         claim_proofs = tuple(self.claim(c, parts, late_rows) for c in claims)
         epochs = tuple(self.epoch(index, parts, claim_proofs) for index in range(len(parts)))
+        if not notes and not stray:
+            stray = [why for e, part in zip(epochs, parts, strict=True) if (why := self._why(e, part))]
         return VcpuProof(
             self.track.cpu,
             self.thread.windows.tid,
@@ -112,6 +117,17 @@ class VcpuProver:
             mis_stamped,
             (*notes, *stray),
         )
+
+    def _why(self, epoch: EpochProof, part: Part) -> str:
+        """What leaves an epoch without a sound verdict, where no event speaks against anything."""
+        if epoch.verdict is Verdict.UNBOUNDED:
+            return f"none of its events is known to be where the host saw thread {self.thread.windows.tid}"
+        if epoch.verdict is not Verdict.AMBIGUOUS:
+            return ""
+        if len(part.fit.candidates) > 1:
+            return f"{len(part.fit.candidates)} intervals of offsets hold its events"
+        needed = part.fit.needed if part.source == BY_CAUSALITY else EVIDENCE_FOR_CLAIM
+        return f"chance may have put its events in run windows: {epoch.evidence} bits of evidence, {needed} are needed"
 
     # -- epochs
 
@@ -125,7 +141,7 @@ class VcpuProver:
         if not part.fit.candidates:
             return []
         runs = unexplained(self.track.guest, self.thread, part.offset, part.first, part.last)
-        part.doubtful = bool(runs)
+        part.doubtful, part.unexplained = bool(runs), runs
         return [
             f"{last - first} events (guest stamps {self._stamp(first)} to {self._stamp(last - 1)}) would lie outside"
             " the host's recording: the offset seems to have changed, by how much is not known"
@@ -383,6 +399,7 @@ class VcpuProver:
         known = part.source != "" and (bool(candidates) or part.source != BY_CAUSALITY)
         host_first = int(track.guest[part.first]) - part.offset
         host_last = int(track.guest[part.last - 1]) - part.offset
+        verdict = self._verdict(part, index, outcome, claims)
         return EpochProof(
             rows=track.rows[part.first : part.last],
             guest_from=None if first_epoch else self._stamp(part.first),
@@ -391,7 +408,7 @@ class VcpuProver:
             host_to=None if last_epoch else self._host(host_last if part.host_to is None else part.host_to),
             offset=track.absolute_offset(part.offset, self.base) if known else None,
             source=part.source,
-            verdict=self._verdict(part, index, outcome, claims),
+            verdict=verdict,
             feasible=self._absolute(feasible, part.offset),
             usable=self._absolute(part.usable or (feasible if len(parts) == 1 else None), part.offset),
             candidates=tuple(pair for c in candidates if (pair := self._absolute(c, part.offset))),
@@ -407,6 +424,7 @@ class VcpuProver:
             high=self._witness(sure, sure_at, part.offset, low=False),
             scale=self.thread.scale,
             near=self.thread.real.base,
+            doubted=track.rows[:0] if verdict.is_sound else self._doubted(part, outcome),
         )
 
     def _seen(self, part: Part) -> tuple[int, int]:
@@ -420,6 +438,19 @@ class VcpuProver:
         at = np.searchsorted(windows.lo, host, side="right") - 1
         seen = np.flatnonzero(windows.is_run[at] & (host <= windows.hi[at]))
         return (first + int(seen[0]), first + int(seen[-1]) + 1) if len(seen) else part.sure
+
+    def _doubted(self, part: Part, outcome: Check) -> I64:
+        """The part's rows that its offset may be wrong for: all, unless it is the only one that can be."""
+        rows = self.track.rows[part.first : part.last]
+        if part.creeps or not part.fit.is_unique:
+            return rows
+        only = part.fit.candidates[0]
+        if not only.lo <= part.offset <= only.hi:
+            return rows
+        wrong = outcome.violating.copy()
+        for first, last in part.unexplained:
+            wrong[first - part.first : last - part.first] = True
+        return rows[wrong]
 
     def _absolute(self, interval: Interval | None, about: int) -> Interval | None:
         """Relative offsets as absolute ones, counted from ``about``, which is signed: so that they stay in order."""

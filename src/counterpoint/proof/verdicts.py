@@ -118,7 +118,7 @@ class EpochProof:
     ``usable`` is the part of ``feasible`` that suits the events around a change as well. ``host``: the further host
     that the guest was on, as thread ``host_tid`` (None: the first host, the vCPU's thread); host stamps and offsets are
     by that host's clock then. ``checked`` = ``inside`` + ``violations``; ``unknown`` events fall where the host did not
-    see.
+    see. ``doubted`` i64: the rows for which nothing proves the map, where the verdict of the vCPU is not sound.
     """
 
     rows: I64
@@ -147,6 +147,19 @@ class EpochProof:
     ticks: TickProof | None = None
     host: str | None = None
     host_tid: int | None = None
+    doubted: I64 = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+
+    @property
+    def placed(self) -> I64:
+        """The rows i64[n] that its map may place: those that are not doubted."""
+        if self.offset is None:
+            return self.rows[:0]
+        return self.rows[~np.isin(self.rows, self.doubted)] if len(self.doubted) else self.rows
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its map is beyond doubt, if not for all of its rows."""
+        return self.offset is not None and (not len(self.doubted) or len(self.placed) > 0)
 
     def as_epoch(self) -> Epoch:
         """Its map; ValueError where its offset is not known."""
@@ -286,8 +299,8 @@ class VcpuProof:
 
     @property
     def clock_map(self) -> ClockMap | None:
-        """The map in use, for stamps of one's own; None where an epoch's offset is not known, or on another host."""
-        epochs = [e.as_epoch() for e in self.epochs if e.offset is not None and e.host is None]
+        """The map in use, for stamps of one's own; None where an epoch's is not known, or is on another host."""
+        epochs = [e.as_epoch() for e in self.epochs if e.is_known and e.host is None]
         return ClockMap(self.guest_cpu, tuple(epochs)) if epochs and len(epochs) == len(self.epochs) else None
 
     @property

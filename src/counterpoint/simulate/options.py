@@ -51,6 +51,7 @@ class WorldOptions:
     guest_clock: str = ""
     khz: int = 0
     start: int | None = None
+    offset: int | None = None
     differ: int = 0
     pauses: int = 0
     restores: int = 0
@@ -166,6 +167,7 @@ _LIMITS: tuple[tuple[str, float, float], ...] = (
     ("guest_khz", 0, 10_000_000),
     ("nested_khz", 0, 10_000_000),
     ("start", 0, (1 << 64) - 1),
+    ("offset", -(1 << 63), (1 << 63) - 1),
     ("differ", 0, 1 << 62),
     ("pauses", 0, 20),
     ("restores", 0, 20),
@@ -267,4 +269,6 @@ def random_options(seed: int) -> WorldOptions:
         version=version,
         compression=compression,
         pvclock=x86 and guest_clock == "local" and min(khz, guest_khz or khz) > PVCLOCK_KHZ and rng.random() < 0.5,
+        # drawn last: what was drawn before there was this is drawn as it was
+        offset=maybe(0.04, 0, None),
     )

@@ -286,6 +286,8 @@ def make_counters(plan: Plan, vm_index: int, begin: I64, stints: Stints, slot: i
     spread = [0] * vm.vcpus
     if options.differ and x86:
         spread = rng.integers(-options.differ, options.differ + 1, vm.vcpus).tolist()
+    if options.offset is not None:
+        base, spread[0] = options.offset, 0
     common = [Setting(0, 0, ratios[0], base)]
     own = [[Setting(0, 0, ratios[0], to_signed(base + spread[v]))] for v in range(vm.vcpus)]
     done: list[WriteDone] = []

@@ -25,6 +25,7 @@ from counterpoint.proof.verdicts import VcpuProof, Verdict
 from counterpoint.proof.windows import RunWindows
 from counterpoint.timeline.proving import GuestProof
 from counterpoint.timeline.sync import SyncResult
+from counterpoint.traces.arch import machine_of
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
 
@@ -61,10 +62,8 @@ def _machine(recording: Recording, name: str, rate: Rate | None) -> MachineClock
         # a counter may run over 2^64 in a recording: order by signed distance from one of the stamps
         away = relative(recording.stamp, int(recording.stamp[0]))
         span = int(recording.stamp[away.argmin()]), int(recording.stamp[away.argmax()])
-    uname = recording.options.uname.split()
     date = recording.options.date_offset_us if recording.unit == "ns" else None
-    arch = uname[-1] if uname else ""
-    return MachineClock(name, recording.clock, recording.unit, rate, span, arch, date)
+    return MachineClock(name, recording.clock, recording.unit, rate, span, machine_of(recording), date)
 
 
 def _guest(guest: GuestProof, parent: Recording, host_name: str) -> GuestClock:

@@ -380,16 +380,16 @@ def _to_parent(guest: GuestProof, joins: Mapping[str, Join]) -> tuple[U64, Bools
         placed[rows] = True
 
     for vcpu in guest.vcpus:
-        known = [e for e in vcpu.epochs if e.offset is not None]
+        known = [e for e in vcpu.epochs if e.is_known]
         for epoch in known:
-            place(epoch.rows, epoch)
-            proved[epoch.rows] = epoch.verdict.is_sound & epoch.is_sure(recording.stamp[epoch.rows])
+            place(epoch.placed, epoch)
+            proved[epoch.placed] = epoch.is_sure(recording.stamp[epoch.placed])
         for run in vcpu.mis_stamped:
             there = [e for e in known if e.host == run.host]
             following = next((e for e in there if len(e.rows) and e.rows[0] > run.rows[0]), None)
             if following is not None and run.offset is not None:
                 place(run.rows, replace(following, offset=run.offset))
-                proved[run.rows] = following.verdict.is_sound
+                proved[run.rows] = True
     return stamp, placed, placed & proved
 
 
