@@ -360,7 +360,7 @@ def _by_windows(vcpu: VcpuProof) -> VcpuProof:
 
 def _is_bounded(vcpu: VcpuProof) -> bool:
     # a claim that is refuted beside a map that holds does not undo the map
-    return vcpu.verdict.is_sound and all(epoch.feasible is not None for epoch in vcpu.epochs)
+    return all(e.is_known and e.feasible is not None and not len(e.doubted) for e in vcpu.epochs)
 
 
 def _middle_ahead(epoch: EpochProof) -> int:
