@@ -14,6 +14,7 @@ PARTS = (
     "__init__.py",
     "_version.py",
     "errors.py",
+    "dat_layout.py",
     "commands/__init__.py",
     "commands/common.py",
     "commands/doctor.py",

@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 
 from counterpoint.commands import main as command
+from counterpoint.dat_layout import Option
 from counterpoint.traces import container as container_module
-from counterpoint.traces.container import Option, open_container
+from counterpoint.traces.container import open_container
 from counterpoint.traces.recording import Recording
 from helpers import RECORDINGS
 from writers.events import MARK, SCHED_SWITCH, Event, FieldSpec
