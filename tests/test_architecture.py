@@ -16,6 +16,7 @@ ZIPAPP = (
     "commands/common.py",
     "commands/offsets.py",
     "commands/doctor.py",
+    "commands/record.py",
 )
 ROOMS = ("clocks", "traces", "claims", "proof", "timeline", "outputs", "commands")
 
