@@ -388,3 +388,22 @@ def test_it_takes_no_more_of_the_cpu_than_trace_cmd(tracefs_root, tmp_path, load
     print("CPU time, ours by trace-cmd's:", [f"{ratio:.2f}" for ratio in ratios])
     assert sorted(ratios)[1] <= 1.5
     assert tracefs.leftovers(tracefs_root) == []
+
+
+def test_vms_and_their_offsets_are_in_the_capture(tracefs_root, debugfs_root, tmp_path, run_vmm):
+    vmm = run_vmm("exits", 2)
+    folder = tmp_path / "capture"
+
+    record(folder, "--vmm", "--for", "exits", "-d", "500ms")
+
+    content = json.loads((folder / "capture.json").read_text())
+    assert len(content["vms"]) == 2
+    for look in content["vms"]:
+        (vm,) = (vm for vm in look["vms"] if vm["pid"] == vmm.pid)
+        assert [vcpu["vcpu"] for vcpu in vm["vcpus"]] == [0, 1]
+        assert all(vcpu["tid"] and "vmm-offset" in {r["source"] for r in vcpu["readings"]} for vcpu in vm["vcpus"])
+    tids = {vcpu["tid"] for vcpu in vm["vcpus"]}
+    host = Recording.open(folder / "host.dat")
+    exits = host.pid[host.event_id == host.format_named("kvm", "kvm_userspace_exit").id]
+    assert tids <= set(exits.tolist())
+    assert Path(f"/proc/{vmm.pid}").exists()
