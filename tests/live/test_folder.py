@@ -17,7 +17,7 @@ from counterpoint.traces.recording import Recording
 from live.fake_tracefs import cpu_files, fake_tracefs
 from writers.worlds import tiny_pair
 
-PARTS = Parts("local [x86-tsc]\n", 2, 77, "Linux here", (5, 9))
+PARTS = Parts("local [x86-tsc]\n", 2, 77, "Linux here", (5, 9), {7: "seven"})
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def test_what_a_killed_recorder_left_is_put_together(left):
     for file, first in zip((capture.host, capture.guests[0].file), firsts, strict=True):
         found = Recording.open(file)
         assert found.stamp.tolist() == first.stamp.tolist() and found.warnings == []
+        assert found.cmdlines == {7: "seven"}
         assert (found.clock, found.options.trace_id, found.options.uname) == ("x86-tsc", 77, "Linux here")
     assert json.loads((path / "capture.json").read_text())["state"] == "recovered"
 
@@ -98,10 +99,11 @@ def test_one_that_is_still_recorded_is_not_touched(left):
         ("host.dat.parts", "[]", "no JSON object"),
         ("host.dat.parts", "{", "no JSON"),
         ("host.dat.parts", "[" * 100000, "no JSON|larger"),
-        ("host.dat.parts", "x" * 100000, "larger"),
+        ("host.dat.parts", "x" * (17 << 20), "larger"),
         ("host.dat.parts", '{"clock": 5, "cpus": 2, "trace_id": 1}', "not as described"),
         ("host.dat.parts", '{"clock": "local", "cpus": 1e9, "trace_id": 1}', "not as described"),
         ("host.dat.parts", '{"clock": "local", "cpus": 70000, "trace_id": 1}', "not as described"),
+        ("host.dat.parts", '{"clock": "local", "cpus": 2, "trace_id": 1, "names": {"-1": "x"}}', "names"),
         ("host.dat.head", "nothing of the kind", "no head"),
         ("host.dat.head", "", "no head"),
         ("capture.json", "[]", "no JSON object"),

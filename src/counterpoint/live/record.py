@@ -176,7 +176,7 @@ class _Recorder:
             },
         )
         self.folder.save()
-        self.parts = Parts(text, max(self.cpus) + 1, self.trace_id, "", factor)
+        self.parts = Parts(text, max(self.cpus) + 1, self.trace_id, "", factor, machine.thread_names())
         folder.begin(request.folder, HOST, head, self.parts)
 
     def _pairs(self) -> list[dict[str, Any]]:
