@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.errors import UsageError
-from counterpoint.live import counter
+from counterpoint.live import counter, vdso
 from counterpoint.live.model import L1, HostOffsets
 from counterpoint.live.offsets import Request, gather
 from counterpoint.live.report import claim_values, report
@@ -38,13 +38,15 @@ def machine() -> dict[str, Any]:
 def clock_line(clock: str) -> dict[str, Any]:
     """What is known of the trace clock as a line of the counter: ns = (counter * mult + base) >> shift.
 
-    With x86-tsc, stamps are the counter itself, and ``mult`` and ``shift`` are perf's. Of mono_raw the kernel tells no
-    such numbers: readings of it between two of the counter (``readings``) bound them.
+    With x86-tsc, stamps are the counter itself, and ``mult`` and ``shift`` are perf's.
     """
     out: dict[str, Any] = {"name": clock}
     factor = counter.perf_factor() if clock == "x86-tsc" else None
+    line = vdso.raw_line() if clock == "mono_raw" else None
     if factor is not None:
         out.update(mult=factor[0], shift=factor[1], base=0, source="perf's time_mult, time_shift")
+    if line is not None:
+        out.update(mult=line[0], shift=line[1], base=line[2], source="the vDSO's page")
     return out
 
 

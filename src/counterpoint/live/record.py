@@ -17,6 +17,7 @@ from counterpoint.live.ending import Ending
 from counterpoint.live.flight import Condition
 from counterpoint.live.folder import CaptureFolder, Parts
 from counterpoint.live.guests import GuestFile, GuestTracer, Wanted
+from counterpoint.live.libc import MACHINE
 from counterpoint.live.presets import EventSpec
 from counterpoint.live.spool import CpuSpool, Pump
 from counterpoint.live.stats import read_stats, total
@@ -164,10 +165,13 @@ class _Recorder:
         self.folder = CaptureFolder.create(request.folder, overwrite=request.overwrite)
         text = (self.instance.folder / "trace_clock").read_text(encoding="utf-8")
         factor = counter.perf_factor() if self.instance.clock == "x86-tsc" else None
+        line = machine.clock_line(self.instance.clock)
+        if self.instance.clock == "mono_raw" and MACHINE == "aarch64" and "base" in line:
+            self.folder.content["k"] = {HOST: [line["base"], line["base"]]}
         self.folder.content.update(
             guests=[],
             clock_pairs={HOST: self._pairs()},
-            machines={HOST: {**machine.machine(), "trace_clock": machine.clock_line(self.instance.clock)}},
+            machines={HOST: {**machine.machine(), "trace_clock": line}},
             vms=self.look.values,
             record={
                 "events": [":".join(pair) for pair in self.pairs],
