@@ -70,6 +70,18 @@ def test_the_commands_that_read_do_it_by_themselves(left, capsys):
     assert capsys.readouterr().out.count("trace.dat v6") == 2
 
 
+def test_a_host_alone_is_shown(left, capsys):
+    path, firsts = left
+    for name in os.listdir(path):
+        if name.startswith("vm1"):
+            (path / name).unlink()
+
+    assert main(["show", str(path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(firsts[0])
+    assert main(["sync", str(path)]) == 2
+    assert "names no guests" in capsys.readouterr().err
+
+
 def test_pages_that_were_being_written_are_left_out(left):
     path, firsts = left
     with open(folder.pages(path, "host", 0), "ab") as file:

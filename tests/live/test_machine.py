@@ -71,6 +71,17 @@ def test_a_guest_is_the_vm_of_its_name_or_the_only_one(look):
     assert look.vm_of("10-0-0-5").pid == 50
 
 
+def test_a_guest_is_the_vm_of_its_cid(look, monkeypatch):
+    lines = {50: "qemu -device vhost-vsock-pci,guest-cid=33,x=1", 60: "crosvm run --cid 3 kernel"}
+    monkeypatch.setattr(machine, "command_line", lines.get)
+
+    assert look.vm_of("x", "vsock://3:823").pid == 60
+    assert look.vm_of("x", "vsock://33").pid == 50
+    assert look.vm_of("x", "vsock://333") is None
+    assert machine.has_cid("cloud-hypervisor --vsock cid=7,socket=/s", 7) and machine.has_cid("lkvm --vsock 7", 7)
+    assert not machine.has_cid("qemu -smp 7 -name acid=7", 7)
+
+
 def test_threads_are_given_where_vcpus_are_numbered_as_cpus(look):
     assert look.threads(look.vm_of("web"), 2) == {"0": 100, "1": 101}
     assert look.threads(look.vm_of("web"), 4) == {}

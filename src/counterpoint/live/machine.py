@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -102,12 +103,15 @@ class VmLook:
             if clock.host_tsc is not None and clock.realtime_ns is not None
         ]
 
-    def vm_of(self, name: str) -> Vm | None:
-        """The VM that a guest called ``name`` is: that of the name or the process id, or the only one there is."""
+    def vm_of(self, name: str, url: str = "") -> Vm | None:
+        """The VM that a guest is: that of its ``name`` or process id, or of the CID in its ``url``, or the only one."""
         vms = self.vms
-        named = [vm for vm in vms if name in (vm.label, vm.name, str(vm.pid))]
-        if len(named) == 1:
-            return named[0]
+        found = [vm for vm in vms if name in (vm.label, vm.name, str(vm.pid))]
+        cid = re.match(r"vsock://(\d+)", url)
+        if not found and cid:
+            found = [vm for vm in vms if has_cid(command_line(vm.pid), int(cid[1]))]
+        if len(found) == 1:
+            return found[0]
         return vms[0] if len(vms) == 1 else None
 
     def claims(self, vm: Vm) -> list[dict[str, Any]]:
@@ -128,6 +132,18 @@ class VmLook:
         known = {vcpu.number: vcpu.tid for vcpu in vm.vcpus if vcpu.tid is not None}
         # (numbers with gaps are APIC ids: which CPU such a vCPU is only causality tells)
         return {str(n): tid for n, tid in sorted(known.items())} if sorted(known) == list(range(cpus)) else {}
+
+
+def command_line(pid: int) -> str:
+    """A process's arguments, with spaces in between; "" where they cannot be read."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()[: 1 << 20].replace(b"\0", b" ").decode("utf-8", "replace")
+    return ""
+
+
+def has_cid(line: str, cid: int) -> bool:
+    """Whether a VMM's arguments give its guest this CID: guest-cid=3 (QEMU), cid=3, --cid 3, --vsock 3 (others)."""
+    return bool(re.search(rf"(?:^|[\s,-])(?:(?:guest-)?cid[=\s]|-vsock\s){cid}(?:[\s,]|$)", line))
 
 
 def thread_names() -> dict[int, str]:
