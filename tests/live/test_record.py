@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -379,6 +380,9 @@ def test_it_takes_no_more_of_the_cpu_than_trace_cmd(tracefs_root, tmp_path, load
         "10",
     ]
     probe = subprocess.run([*theirs[:-1], "0"], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        with contextlib.suppress(FileNotFoundError):
+            (tracefs_root / "instances" / "theirs").rmdir()
     need(probe.returncode == 0, f"trace-cmd cannot record here: {probe.stderr[:200]}")
     ratios = []
     for number in range(3):
