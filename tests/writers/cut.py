@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from backports import zstd
 
-from counterpoint.traces.container import Container, Option, open_container
+from counterpoint.dat_layout import Option
+from counterpoint.traces.container import Container, open_container
 from counterpoint.traces.recording import Recording
 from counterpoint.traces.symbols import parse_kallsyms
 

@@ -6,12 +6,12 @@ import numpy as np
 
 from counterpoint.clocks.arch_counter import NS_PER_SEC, calc_mult_shift
 from counterpoint.clocks.counter import to_signed
+from counterpoint.dat_layout import Option
 from counterpoint.simulate.members import Guest, Host
 from counterpoint.simulate.plan import (
     Plan,
 )
 from counterpoint.simulate.rates import guest_hz
-from counterpoint.traces.container import Option
 from counterpoint.traces.options import INTERPOLATE, GuestOption, TimeSample, TimeShift
 from counterpoint.traces.write_options import (
     RawOption,

@@ -387,7 +387,9 @@ def _to_parent(guest: GuestProof, joins: Mapping[str, Join]) -> tuple[U64, Bools
         known = [e for e in vcpu.epochs if e.is_known]
         for epoch in known:
             place(epoch.placed, epoch)
-            proved[epoch.placed] = epoch.is_sure(recording.stamp[epoch.placed])
+            # a refuted claim beside a map that holds says nothing of the map
+            firm = epoch.verdict.is_sound or not len(epoch.doubted)
+            proved[epoch.placed] = firm & epoch.is_sure(recording.stamp[epoch.placed])
         for run in vcpu.mis_stamped:
             there = [e for e in known if e.host == run.host]
             following = next((e for e in there if len(e.rows) and e.rows[0] > run.rows[0]), None)

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum
 from os import PathLike, fspath
 
 import numpy as np
 import numpy.typing as npt
 
+from counterpoint.dat_layout import MAGIC, Option
 from counterpoint.errors import BadFileError
 from counterpoint.traces import compression
 from counterpoint.traces.cursor import Cursor
 
-MAGIC = b"\x17\x08\x44tracing"
 MAX_CPUS = 1 << 16
 MAX_STREAMS = 1 << 16  # CPUs of all buffers together
 MIN_SUB_BUFFER = 1 << 10
@@ -28,37 +27,6 @@ MAX_SECTION = 64 << 20  # what a compressed section may hold: the largest, kalls
 MAX_OPTION_SECTIONS = 4096
 MAX_EVENT_FORMATS = 1 << 16
 SECTION_HEADER_SIZE = 16
-
-
-class Option(IntEnum):
-    """Option and section ids (trace-cmd, include/private/trace-cmd-private.h)."""
-
-    DONE = 0
-    DATE = 1
-    CPUSTAT = 2
-    BUFFER = 3
-    TRACECLOCK = 4
-    UNAME = 5
-    HOOK = 6
-    OFFSET = 7
-    CPUCOUNT = 8
-    VERSION = 9
-    PROCMAPS = 10
-    TRACEID = 11
-    TIME_SHIFT = 12
-    GUEST = 13
-    TSC2NSEC = 14
-    STRINGS = 15
-    HEADER_INFO = 16
-    FTRACE_EVENTS = 17
-    EVENT_FORMATS = 18
-    KALLSYMS = 19
-    PRINTK = 20
-    CMDLINES = 21
-    BUFFER_TEXT = 22
-    BTF_FILE = 23
-    LAST_BOOT_INFO = 24
-    MODULES_FILE = 25
 
 
 _SECTION_OPTIONS = frozenset(

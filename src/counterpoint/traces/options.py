@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from counterpoint.dat_layout import Option
 from counterpoint.errors import BadFileError
-from counterpoint.traces.container import MAX_CPUS, Container, Option
+from counterpoint.traces.container import MAX_CPUS, Container
 from counterpoint.traces.cursor import Cursor
 
 INTERPOLATE = 1

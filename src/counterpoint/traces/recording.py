@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from counterpoint.clocks.counter import I64, U64, relative
+from counterpoint.dat_layout import Option
 from counterpoint.errors import BadFileError
 from counterpoint.traces import compression
 from counterpoint.traces.columns import EventBatch, int_column
@@ -22,7 +23,6 @@ from counterpoint.traces.container import (
     BufferData,
     Container,
     CpuData,
-    Option,
     open_container,
 )
 from counterpoint.traces.cursor import Cursor

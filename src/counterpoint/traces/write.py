@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
-from counterpoint.traces.container import MAGIC, Option
+from counterpoint.dat_layout import MAGIC, Option
 from counterpoint.traces.write_options import RawOption, clock_option, pack
 
 Compression = Literal["none", "zlib", "zstd"]

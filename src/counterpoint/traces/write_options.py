@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from counterpoint.traces.container import Option
+from counterpoint.dat_layout import Option
 from counterpoint.traces.options import GuestOption, TimeShift
 
 RawOption = tuple[int, bytes]
