@@ -1,4 +1,4 @@
-"""System calls that Python has no name for: ptrace, other processes' memory, kcmp. Each raises OSError."""
+"""System calls that Python has no name for: ptrace, other processes' memory, kcmp, splice. Each raises OSError."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import sys
+from typing import Any
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,6 +46,10 @@ if IS_LINUX:
             ctypes.c_ulong, ctypes.c_ulong,
         )  # fmt: skip
     _libc.syscall.restype = ctypes.c_long
+    _libc.splice.restype = ctypes.c_ssize_t
+    _libc.splice.argtypes = (
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint,
+    )  # fmt: skip
 
 
 def _fail(what: str) -> OSError:
@@ -101,6 +106,23 @@ def write_memory(pid: int, address: int, content: bytes) -> None:
     here, there = _Iovec(ctypes.addressof(buffer), len(content)), _Iovec(address, len(content))
     if _libc.process_vm_writev(pid, here, 1, there, 1, 0) != len(content):
         raise _fail(f"memory of process {pid} at {address:#x}")
+
+
+SPLICE_MOVE, SPLICE_NONBLOCK = 1, 2
+
+
+_os_splice: Any = getattr(os, "splice", None)
+"""From Python 3.10 on."""
+
+
+def splice(source: int, target: int, count: int, flags: int = 0) -> int:
+    """splice(2) from one descriptor to another; other threads run meanwhile. BlockingIOError: nothing is there now."""
+    if _os_splice is not None:
+        return int(_os_splice(source, target, count, flags=flags))
+    result = _libc.splice(source, None, target, None, count, flags)
+    if result < 0:
+        raise _fail("splice")
+    return int(result)
 
 
 def same_file(pid: int, one: int, other: int) -> bool | None:

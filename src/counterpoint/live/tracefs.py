@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from counterpoint.errors import UsageError
+from counterpoint.live.libc import MACHINE
 from counterpoint.live.pages import Format, events_of, lost_before, parse_format
 
 ROOTS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
@@ -44,17 +45,32 @@ def require_root() -> Path:
 
 
 def started(pid: int) -> int | None:
-    """When a process was started, in clock ticks since boot (field 22 of /proc/PID/stat); None: there is none."""
+    """When a process was started, in clock ticks since boot (field 22 of /proc/PID/stat); None: none runs."""
     with suppress(OSError, ValueError, IndexError):
-        return int(
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-        )
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        fields = text.rpartition(")")[2].split()
+        # (one that has ended stays a zombie until its parent looks)
+        return None if fields[0] in "ZX" else int(fields[19])
     return None
 
 
 def own_name() -> str:
     """A name for something that this process makes, another each time."""
     return f"{_PREFIX}_{os.getpid()}_{started(os.getpid())}_{next(_NUMBERS)}"
+
+
+def exact_clock(root: Path) -> tuple[str, str]:
+    """The trace clock that is the counter itself, or else the best there is; and what is to be said of it ("")."""
+    clocks = (root / "trace_clock").read_text().replace("[", "").replace("]", "").split()
+    clock = next((name for name in ("x86-tsc", "mono_raw") if name in clocks), "global")
+    if clock == "global":
+        return clock, (
+            "this kernel has neither x86-tsc nor mono_raw: its clock global is no line of the counter for long, and"
+            " offsets are bounded, never exact"
+        )
+    if clock == "mono_raw" and MACHINE == "x86_64":
+        return clock, "this kernel has no x86-tsc: mono_raw is the TSC through the kernel's own (mult, shift)"
+    return clock, ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +112,7 @@ def sweep(root: Path) -> list[Leftover]:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Ctrl-C and its kin wait until the block ends: what is made is known, what is removed is gone."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
@@ -126,7 +142,7 @@ def _write(path: Path, text: str, *, append: bool = False) -> None:
 
 
 def _remove_instance(folder: Path) -> None:
-    with _uninterrupted():
+    with uninterrupted():
         with suppress(OSError):
             _write(folder / "events" / "enable", "0")
         with suppress(FileNotFoundError):
@@ -134,7 +150,7 @@ def _remove_instance(folder: Path) -> None:
 
 
 def _remove_event(root: Path, group: str, name: str) -> None:
-    with _uninterrupted(), suppress(FileNotFoundError):
+    with uninterrupted(), suppress(FileNotFoundError):
         _write(root / "dynamic_events", f"-:{group}/{name}", append=True)
 
 
@@ -169,6 +185,10 @@ class Instance:
     def filter(self, system: str, name: str, text: str) -> None:
         """Change an event's filter ("" for none)."""
         _write(self.folder / "events" / system / name / "filter", text or "0")
+
+    def write(self, name: str, text: str) -> None:
+        """Write to a file of its folder, such as tracing_on. OSError where the kernel refuses."""
+        _write(self.folder / name, text)
 
     def disable(self, system: str, name: str) -> None:
         """Record an event no more."""
@@ -207,20 +227,27 @@ class Instance:
 
 
 @contextmanager
-def instance(root: Path, buffer_kb: int = 256) -> Iterator[Instance]:
-    """An instance in the exact clock of this machine, gone when the block ends. UsageError where none can be made."""
+def instance(root: Path, buffer_kb: int = 256, clock: str | None = None) -> Iterator[Instance]:
+    """An instance in ``clock`` (None: the exact one), gone when the block ends. UsageError where none can be made."""
     folder = root / "instances" / own_name()
     with ExitStack() as stack:
-        with _uninterrupted():
+        with uninterrupted():
             try:
                 folder.mkdir()
             except OSError as err:
                 raise UsageError(f"no tracefs instance can be made in {root}/instances: {err.strerror}") from None
             stack.callback(_remove_instance, folder)
-        clocks = (root / "trace_clock").read_text().replace("[", "").replace("]", "").split()
-        clock = next((name for name in ("x86-tsc", "mono_raw") if name in clocks), "global")
-        _write(folder / "trace_clock", clock)
-        _write(folder / "buffer_size_kb", str(buffer_kb))
+        clock = clock or exact_clock(root)[0]
+        try:
+            _write(folder / "trace_clock", clock)
+        except OSError:
+            raise UsageError(
+                f"this kernel has no trace clock {clock!r}: {root}/trace_clock lists those it has"
+            ) from None
+        try:
+            _write(folder / "buffer_size_kb", str(buffer_kb))
+        except OSError as err:
+            raise UsageError(f"no buffers of {buffer_kb} KB for each CPU can be had: {err.strerror}") from None
         made = Instance(root, folder, clock, buffer_kb)
         stack.callback(made.close)
         yield made
@@ -234,7 +261,7 @@ def dynamic_event(root: Path, name: str, kind: str, place_and_arguments: str) ->
     """
     group = own_name()
     with ExitStack() as stack:
-        with _uninterrupted():
+        with uninterrupted():
             _write(root / "dynamic_events", f"{kind}:{group}/{name} {place_and_arguments}", append=True)
             stack.callback(_remove_event, root, group, name)
         yield group, name
