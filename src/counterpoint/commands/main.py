@@ -21,6 +21,7 @@ COMMANDS = {
     "convert": "a stamp or a column of them, guest to host and back, with its bound",
     "info": "what a recording holds",
     "offsets": "live: every VM and vCPU of this host, its offset by every source that works here",
+    "agent": "a guest's side of record: serves this machine's trace to its host",
     "doctor": "what this machine can do, and what mends each lack",
     "simulate": "make a world whose truth is known, as recordings",
 }
