@@ -17,6 +17,7 @@ ZIPAPP = (
     "commands/agent.py",
     "commands/offsets.py",
     "commands/doctor.py",
+    "commands/record.py",
 )
 ROOMS = ("clocks", "traces", "claims", "proof", "timeline", "outputs", "commands")
 

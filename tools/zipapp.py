@@ -21,6 +21,7 @@ PARTS = (
     "commands/doctor.py",
     "commands/main.py",
     "commands/offsets.py",
+    "commands/record.py",
     "outputs/__init__.py",
     "outputs/files.py",
     "outputs/printable.py",

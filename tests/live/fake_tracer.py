@@ -1,4 +1,4 @@
-"""A tracer whose pages and texts are those of a recording that was written before; it keeps a journal of what it did."""
+"""A tracer whose pages and texts are those of a recording that was written before; it keeps a journal."""
 
 from __future__ import annotations
 

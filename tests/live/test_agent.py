@@ -87,9 +87,8 @@ def test_the_same_recording_arrives(tmp_path, recorded, way):
 def test_a_wrong_secret_does_nothing(tmp_path, recorded):
     _, tracer = recorded
     said: list[str] = []
-    with tcp_agent(tracer, said) as url:
-        with pytest.raises(UsageError, match="the same secret"):
-            take(url, out_folder(tmp_path), b"another secret, as long")
+    with tcp_agent(tracer, said) as url, pytest.raises(UsageError, match="the same secret"):
+        take(url, out_folder(tmp_path), b"another secret, as long")
 
     assert tracer.journal == []
     assert any("tag is wrong" in text for text in said)
@@ -199,6 +198,7 @@ def test_after_a_client_died_amid_a_session_a_serial_device_takes_the_next(tmp_p
 def test_what_a_client_with_the_secret_may_not_ask(recorded, changed, said):
     _, tracer = recorded
     session = Talk(tracer)
+    assert session.ask({"do": "ping"}) == [{"pong": True}]
     request = {"do": "record", "events": ["sched"], "clock": "local", "buffer_kb": 64, "trace_id": 5, **changed}
 
     answers = session.ask(request)
@@ -284,11 +284,14 @@ def test_mutated_messages_do_nothing_and_hold_nothing():
             with suppress(BlockingIOError):
                 line = near.recv(1000)
             own = frames.read_answer(line, nonce)
-            # half of them know the secret of another guest; the others replay, or change, what a friend has said
-            key = frames.keys(SECRET if draw.random() < 0.5 else b"some other secret", nonce, own or b"0" * 64)[0]
+            # half of them have another secret; the others change what somebody with the right one has sent
+            is_changed = own is not None and draw.random() < 0.5
+            key = frames.keys(SECRET if is_changed else b"some other secret", nonce, own or b"0" * 64)[0]
             text = {"do": "record", "events": ["sched"], "clock": "local", "buffer_kb": 64, "trace_id": 5}
-            frame = mutated(draw, Sender(key).encode(text))
-            if frame == Sender(frames.keys(SECRET, nonce, own or b"")[0]).encode(text)[: len(frame)]:
+            whole = Sender(key).encode(text)
+            frame = mutated(draw, whole)
+            if is_changed and frame.startswith(whole):
+                # (a change behind it: the frame itself is sound)
                 return
             near.send(frame or b"x")
             client.turn({far.fileno(): READABLE})
@@ -322,6 +325,7 @@ def test_mutated_requests_of_a_friend_are_answered_or_refused(recorded):
     draw = random.Random(5)
     values = [None, True, 0, -1, 1 << 70, 1.5, "", "sched", "\0", "x" * 3000, [], ["sched"], [[]], {}, {"do": "stop"}]
     talk = Talk(tracer)
+    talk.ask({"do": "ping"})
     for _ in range(2000):
         keys = ["do", "events", "clock", "buffer_kb", "trace_id", "flight"]
         request = {draw.choice(keys): draw.choice(values) for _ in range(draw.randrange(6))}
@@ -351,9 +355,8 @@ def test_oversized_messages_end_the_connection(recorded):
     assert tracer.journal == []
 
 
-def test_strangers_that_say_nothing_go_and_keep_nobody_out(tmp_path, recorded, monkeypatch):
+def test_strangers_that_say_nothing_keep_nobody_out(tmp_path, recorded):
     first, tracer = recorded
-    monkeypatch.setattr("counterpoint.live.agent.GREETING_SECONDS", 0.4)
     said: list[str] = []
     with tcp_agent(tracer, said) as url:
         port = links.parse(url).port
@@ -364,13 +367,9 @@ def test_strangers_that_say_nothing_go_and_keep_nobody_out(tmp_path, recorded, m
         # while they are there
         found = take(url, out_folder(tmp_path))
         for link in silent:
-            link.settimeout(5)
-            with suppress(ConnectionError):
-                assert link.recv(1) == b""
             link.close()
     same_events(found.path, first)
-    assert sum("too many" in text for text in said) >= MAX_STRANGERS
-    assert any("silent" in text for text in said)
+    assert sum("too many" in text for text in said) >= 2 * MAX_STRANGERS
 
 
 def test_a_slow_greeting_ends_in_time(recorded, monkeypatch):
@@ -396,8 +395,8 @@ def test_a_friend_that_falls_silent_is_dropped_and_its_instance_removed(tmp_path
     _, tracer = recorded
     tracer._endless = how == "takes nothing more"
     tracer._pages = {0: bytes(1 << 18)} if tracer._endless else tracer._pages
-    monkeypatch.setattr("counterpoint.live.agent.SILENCE_SECONDS", 0.5 if how == "says nothing more" else 60)
-    monkeypatch.setattr(serving, "STUCK_SECONDS", 0.5)
+    monkeypatch.setattr("counterpoint.live.agent.SILENCE_SECONDS", 0.25 if how == "says nothing more" else 60)
+    monkeypatch.setattr(serving, "STUCK_SECONDS", 0.25)
     said: list[str] = []
     with tcp_agent(tracer, said) as url:
         guest = AgentGuest(url, "guest", SECRET)
@@ -418,7 +417,7 @@ def test_what_waits_for_a_slow_client_is_bounded(recorded):
     talk = Talk(tracer)
     talk.ask({"do": "record", "events": ["sched"], "clock": "local", "buffer_kb": 64, "trace_id": 5})
     for _ in range(200):
-        talk.client.turn({fd: READABLE for fd in tracer.pipes()})
+        talk.client.turn(dict.fromkeys(tracer.pipes(), READABLE))
         assert len(talk.client._outbox) < serving.OUTBOX + frames.MAX_DATA
     talk.end()
     assert tracer.journal[-1] == "closed"

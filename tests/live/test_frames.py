@@ -99,7 +99,7 @@ def test_greetings():
 
 def test_a_secret_is_read_from_a_file_of_its_owners(tmp_path):
     path = tmp_path / "secret"
-    with pytest.raises(UsageError, match="No such file.*urandom"):
+    with pytest.raises(UsageError, match=r"No such file.*urandom"):
         frames.read_secret(path)
     path.write_bytes(b" 0123456789abcdef\n")
     path.chmod(0o644)

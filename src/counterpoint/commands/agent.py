@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.live.serving import Server
     from counterpoint.live.tracecmd_agent import tracecmd_agent
     from counterpoint.live.tracer import MAX_BUFFER_KB, MIN_BUFFER_KB, LocalTracer
+    from counterpoint.live.watchdog import watchdog
 
     _check(args, MIN_BUFFER_KB, MAX_BUFFER_KB)
     # (before tracefs: what is wrong with the arguments is said first)
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         return LocalTracer(root, args.max_buffer)
 
     with ExitStack() as stack:
+        stack.enter_context(watchdog(root))
         for left in tracefs.sweep(root):
             say({"removed": f"{left.kind} {left.name} of a process that was killed"})
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "convert": "a stamp or a column of them, guest to host and back, with its bound",
     "info": "what a recording holds",
     "offsets": "live: every VM and vCPU of this host, its offset by every source that works here",
+    "record": "live: this host and guests beside it, into a capture folder",
     "agent": "a guest's side of record: serves this machine's trace to its host",
     "doctor": "what this machine can do, and what mends each lack",
     "simulate": "make a world whose truth is known, as recordings",
@@ -74,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = _module(name)
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
+            if getattr(module, "RUNS_A_COMMAND", False) and "--" in arguments:
+                # all that follows is another program's: none of it is looked at here
+                at = arguments.index("--")
+                sub.set_defaults(run_command=arguments[at + 1 :])
+                del arguments[at:]
     args = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # names in a trace are anyone's: a terminal that lacks a letter shows its number

@@ -109,6 +109,11 @@ class Session:
         """Descriptors to wait for, while it records."""
         return self._tracer.pipes() if self._tracer is not None and self.recording and not self._flight else {}
 
+    @property
+    def has_more(self) -> bool:
+        """Whether ``next`` has something."""
+        return self._rest is not None
+
     def next(self) -> tuple[dict[str, Any], bytes] | None:
         """One more frame of what has to be sent in order; None: nothing now."""
         if self._rest is not None:
@@ -139,7 +144,7 @@ class Session:
 
 def _parts(name: str, text: bytes) -> Iterator[tuple[dict[str, Any], bytes]]:
     for at in range(0, len(text), frames.MAX_DATA // 4):
-        yield {"part": name}, text[at : at + frames.MAX_DATA // 4]
+        yield {"part": name, "of": len(text)}, text[at : at + frames.MAX_DATA // 4]
 
 
 class Client:
@@ -185,7 +190,7 @@ class Client:
 
     def patience(self) -> float:
         """As the protocol has it."""
-        if self.begins_with:
+        if self.begins_with or (self._session is not None and self._session.has_more and len(self._outbox) < OUTBOX):
             return 0.0
         return EVERY if self._session is not None and self._session.recording else float("inf")
 
@@ -274,11 +279,8 @@ class Client:
         session = self._session
         if session is None:
             return
-        while len(self._outbox) < OUTBOX:
-            found = session.next()
-            if found is None:
-                break
-            self._put(*found)
+        # a part of the head, then pages: neither keeps the other waiting
+        self._put_next(session)
         now = time.monotonic()
         everything = now - self._drained >= EVERY
         for pipe, cpu in session.pipes().items():
@@ -289,6 +291,13 @@ class Client:
                 self._put(*pages)
         if everything:
             self._drained = now
+        while session.has_more and len(self._outbox) < OUTBOX:
+            self._put_next(session)
+
+    def _put_next(self, session: Session) -> None:
+        found = session.next() if len(self._outbox) < OUTBOX else None
+        if found is not None:
+            self._put(*found)
 
     def close(self) -> None:
         """As the protocol has it. A device stays open, for the next client."""

@@ -43,7 +43,7 @@ class AgentGuest:
         self._wake = threading.Event()
         self._stopping = False
         self._error: str | None = None
-        self._is_whole = False
+        self._is_whole = self._has_head = False
         self._texts: dict[str, bytearray] = {"head": bytearray(), "cmdlines": bytearray()}
         self._options: list[tuple[int, bytes]] = []
         self._files: dict[int, BinaryIO] = {}
@@ -76,7 +76,11 @@ class AgentGuest:
                 "recording",
             )  # fmt: skip
         except (EOFError, OSError, FrameError) as err:
+            self._close()
             raise UsageError(f"{self.url}: {err}") from None
+        except UsageError:
+            self._close()
+            raise
         self._thread = threading.Thread(target=self._run, name=f"guest {self.name}", daemon=True)
         self._thread.start()
 
@@ -89,8 +93,8 @@ class AgentGuest:
                 self._send({"do": "stop"})
         self._thread.join()
         self._close()
-        if self._error is not None and not self._texts["head"]:
-            raise UsageError(f"{self.url}: {self._error}")
+        if not self._has_head:
+            raise UsageError(f"{self.url}: {self._error}: it was lost before its head was here")
         return self._write()
 
     def abandon(self) -> None:
@@ -207,6 +211,8 @@ class AgentGuest:
             if text is None or len(text) + len(frame.data) > MAX_TEXT:
                 raise FrameError("the agent sends what nobody asked for")
             text += frame.data
+            if header["part"] == "head" and header.get("of") == len(text):
+                self._has_head = True
         elif "option" in header:
             if not _is_count(header["option"], (1 << 16) - 1) or len(self._options) > 2 * MAX_CPUS:
                 raise FrameError("the agent sends options that are none")

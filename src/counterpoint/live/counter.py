@@ -85,7 +85,7 @@ def frequency() -> Frequency:
         with contextlib.suppress(OSError):
             hz = executable(_FREQUENCY, ctypes.c_uint64)() & 0xFFFFFFFF
             return Frequency(hz, hz, "CNTFRQ_EL0")
-    factor = _perf_factor()
+    factor = perf_factor()
     if factor is not None:
         mult, shift = factor
         # mult is rounded to a whole number
@@ -111,7 +111,7 @@ def _pair(rounds: int = 50) -> tuple[int, int, int]:
     return min(found, key=lambda pair: pair[2] - pair[0])
 
 
-def _perf_factor() -> tuple[int, int] | None:
+def perf_factor() -> tuple[int, int] | None:
     """(mult, shift) of ns = ticks * mult >> shift: struct perf_event_mmap_page (include/uapi/linux/perf_event.h)."""
     number = _PERF_EVENT_OPEN.get(MACHINE)
     if number is None:

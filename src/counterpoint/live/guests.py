@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from counterpoint.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -18,12 +20,14 @@ class Wanted:
 
     ``events``: patterns SYSTEM or SYSTEM:EVENT, of which a guest takes those that it has. ``clock``: the host's, for
     the guest to take too. ``buffer_kb``: of each CPU. ``trace_id``: the host's recording's.
+    ``flight``: record in a circle, and keep what is there at the end.
     """
 
     events: Sequence[str]
     clock: str
     buffer_kb: int
     trace_id: int
+    flight: bool = False
 
 
 @dataclass
@@ -53,3 +57,16 @@ class GuestTracer(Protocol):
 
     def abandon(self) -> None:
         """Leave the guest as it was, whatever has happened; again and again is no error."""
+
+
+def make(text: str, *, ssh_command: str = "ssh") -> GuestTracer:
+    """The source that ``[NAME=]URL`` names. UsageError where there is none of that kind, or the URL is not its."""
+    name, equals, url = text.partition("=")
+    if not equals or "://" in name:
+        name, url = "", text
+    scheme, colon, _ = url.partition("://")
+    if colon and scheme == "ssh":
+        from counterpoint.live.ssh import SshGuest
+
+        return SshGuest(url, name, ssh_command)
+    raise UsageError(f"--guest {text}: ssh://[USER@]HOST[:PORT] is expected")

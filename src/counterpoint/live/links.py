@@ -217,7 +217,7 @@ class Listener:
                 self.socket.bind((address.place, address.port or 0))
             else:
                 raise UsageError(f"{address}: one listens at vsock://, tcp:// or a serial device")
-            self.socket.listen(8)
+            self.socket.listen(64)
             self.socket.setblocking(False)
         except OSError as err:
             raise UsageError(f"{address}: {err.strerror or err}") from None

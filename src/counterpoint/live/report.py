@@ -309,13 +309,22 @@ def change_claims(changes: Sequence[Change], *, named: bool) -> list[str]:
 
 def claim_line(vm: Vm, vcpu: Vcpu, reading: Reading, *, named: bool, since: int | None = None) -> str:
     """One claim. ``named``: it says whose it is by the VM's name, which must be the recording's file stem then."""
-    value: dict[str, Any] = {"cpu": vcpu.number, "offset": reading.low, "unit": "ticks", "source": reading.source}
-    if named:
-        value = {"guest": vm.label, **value}
+    value = claim_values(vm, vcpu, reading, since=since)
+    return json.dumps({"guest": vm.label, **value} if named else value)
+
+
+def claim_values(vm: Vm, vcpu: Vcpu, reading: Reading, *, since: int | None = None) -> dict[str, Any]:
+    """The same as JSON values, without whose it is. On arm64, where no trace clock counts ticks, of CNTVOFF."""
+    is_arm = libc.MACHINE == "aarch64"
+    value: dict[str, Any] = {
+        "cpu": vcpu.number,
+        "cntvoff" if is_arm else "offset": -reading.low if is_arm else reading.low,
+    }
+    value.update(unit="ticks", source=reading.source)
     if _scaled(reading):
         value.update(ratio=reading.ratio, frac_bits=reading.frac_bits)
     value.update(
         host_from=since, host_to=None, host_counter=reading.host_counter, realtime_ns=reading.realtime_ns,
         vm=_vm(vm), tid=vcpu.tid, stood_still_ns=reading.stood_ns,
     )  # fmt: skip
-    return json.dumps(value)
+    return value

@@ -141,7 +141,10 @@ class TraceCmdClient:
 
     def patience(self) -> float:
         """As the protocol has it."""
-        return float("inf") if self._tracer is None else EVERY
+        if self._tracer is None:
+            return float("inf")
+        idle = any(cpu.outbox is not None and not cpu.is_done and not len(cpu.outbox) for cpu in self._cpus.values())
+        return 0.0 if (self._ending and idle) or (self._meta and len(self._outbox) < OUTBOX) else EVERY
 
     def turn(self, ready: Mapping[int, int]) -> None:
         """As the protocol has it."""

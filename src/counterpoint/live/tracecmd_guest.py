@@ -129,6 +129,8 @@ class TraceCmdGuest:
         self._stack.callback(self._link.close)
         self._link.sendall(wire.request(arguments, self._wanted.trace_id).encode())
         message = self._message()
+        if message.command == Command.NOT_SUPP:
+            raise WireError("the agent does not do what was asked (its own output says why)")
         if message.command != Command.TRACE_RESP:
             raise WireError(f"it answers with message {message.command} instead of TRACE_RESP")
         self._response = wire.read_response(message)

@@ -142,7 +142,8 @@ def _whole_lines(path: Path) -> bytes:
 def _kallsyms() -> bytes:
     text = _whole_lines(_SOURCE["kallsyms"])
     # where addresses are hidden (kptr_restrict) all are 0, and no name is any good
-    return b"" if not text.rsplit(b"\n", 2)[-2:-1] or text.rsplit(b"\n", 2)[-2].lstrip(b"0")[:1] == b" " else text
+    last = text[text.rfind(b"\n", 0, -1) + 1 :]
+    return text if last.partition(b" ")[0].strip(b"0") else b""
 
 
 def cmdlines_of(folder: PathText, more: Mapping[int, str] | None = None) -> bytes:
