@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from counterpoint.timeline.sync import SyncResult
+    from counterpoint.traces.capture import Capture
     from counterpoint.traces.recording import Recording
 
 
@@ -101,13 +102,26 @@ def expand(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def open_capture(folder: str) -> Capture:
+    """A capture folder; what its recorder left in parts, because it was killed, is put together first."""
+    from counterpoint.live.folder import assemble, is_unfinished
+    from counterpoint.traces.capture import Capture
+
+    capture = Capture.open(folder)
+    if not is_unfinished(capture.folder):
+        return capture
+    for text in assemble(capture.folder):
+        warn(text)
+    return Capture.open(folder)
+
+
 def _captured(args: argparse.Namespace) -> dict[str, Any]:
     from counterpoint.claims.given import claim_of
     from counterpoint.errors import BadFileError
     from counterpoint.timeline.join import Wall
-    from counterpoint.traces.capture import NAME, Capture
+    from counterpoint.traces.capture import NAME
 
-    capture = Capture.open(args.host)
+    capture = open_capture(args.host)
     if not capture.guests:
         raise BadFileError("names no guests: there is nothing to relate to the host", capture.folder / NAME)
     claims = []

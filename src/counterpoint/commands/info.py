@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from counterpoint.commands.common import print_json, warn
+from counterpoint.commands.common import open_capture, print_json, warn
 from counterpoint.outputs.printable import printable
 
 SHOWN_EVENTS = 20
@@ -13,26 +14,42 @@ SHOWN_EVENTS = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "What a recording holds: clock, CPUs, events, losses, options that bear on time."
-    parser.epilog = "example:\n  counterpoint info host.dat"
-    parser.add_argument("file", metavar="FILE", help="a recording (trace.dat)")
+    parser.epilog = "examples:\n  counterpoint info host.dat\n  counterpoint info capture/"
+    parser.add_argument("file", metavar="FILE", help="a recording (trace.dat), or a capture folder: each of its own")
     parser.add_argument("--json", action="store_true", help="all of it as JSON (schema 1)")
 
 
 def run(args: argparse.Namespace) -> int:
+    path = Path(args.file)
+    if not path.is_dir():
+        report = _report(path)
+        if args.json:
+            print_json(report)
+        else:
+            _print(report)
+        return 0
+    capture = open_capture(args.file)
+    reports = [_report(file) for file in (capture.host, *capture.hosts, *(guest.file for guest in capture.guests))]
+    if args.json:
+        print_json({"schema": 1, "capture": args.file, "recordings": reports})
+        return 0
+    for report in reports:
+        _print(report)
+        print()  # noqa: T201
+    return 0
+
+
+def _report(path: Path) -> dict[str, Any]:
     from counterpoint.outputs.report import info_report
     from counterpoint.traces.recording import Recording
 
-    recording = Recording.open(args.file)
+    recording = Recording.open(path)
     # all there is to read of it, for what may be wrong with it
     _ = recording.cmdlines, recording.kallsyms(), recording.printk_formats()
     report = info_report(recording)
     for text in recording.warnings:
         warn(text)
-    if args.json:
-        print_json(report)
-        return 0
-    _print(report)
-    return 0
+    return report
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The capture folder as it is made: capture.json from the first moment, and recordings in parts until they are whole.
 
 While a machine is recorded its parts lie there: NAME.dat.head, NAME.dat.cpuN, and what else NAME.dat needs in
-capture.json's "parts". Whoever finds the recorder dead puts the file together from them (``assemble``).
+NAME.dat.parts. Whoever finds the recorder dead puts the file together from them (``assemble``).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ SCHEMA = 1
 MAX_HEAD = 256 << 20
 """A larger head is no head of ours."""
 MAX_JSON = 64 << 20
+MAX_PARTS = 1 << 12
+PARTS = ".parts"
 
 _STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,99}")
 
@@ -56,7 +59,6 @@ class CaptureFolder:
         """Use ``create``."""
         self.path = path
         self.content = content
-        self._parts: dict[str, Parts] = {}
 
     @classmethod
     def create(cls, path: Path, *, overwrite: bool) -> CaptureFolder:
@@ -69,67 +71,51 @@ class CaptureFolder:
             raise UsageError(f"{path}: the folder is not empty and holds no capture: name another")
         if there and not overwrite:
             raise UsageError(f"{path}: the folder holds a capture (--force replaces it)")
-        for name in there:
-            # only what a recorder writes; what somebody put beside it stays
-            if name == NAME or re.search(r"\.dat(\.head|\.cpu\d+)?$", name):
-                (path / name).unlink()
+        _clear(path)
         owner = {"pid": os.getpid(), "started": tracefs.started(os.getpid())}
         return cls(path, {"schema": SCHEMA, "host": "host.dat", "state": "recording", "recorder": owner})
 
-    def dat(self, stem: str) -> Path:
-        """The file of a recording."""
-        return self.path / f"{stem}.dat"
-
-    def begin(self, stem: str, head: bytes, parts: Parts) -> None:
-        """A recording begins: its head, and what else it will need, are there before its first page."""
-        with open(_head(self.path, stem), "xb") as file:
-            file.write(head)
-        self._parts[stem] = parts
-        self.save()
-
-    def pages(self, stem: str, cpu: int) -> Path:
-        """Where a CPU's pages go."""
-        return _pages(self.path, stem, cpu)
-
-    def end(self, stem: str, cmdlines: bytes, stats: Mapping[int, str]) -> Path:
-        """Put the recording together; its parts are gone afterwards, and ``save`` says so."""
-        parts = self._parts.pop(stem)
-        head = _head(self.path, stem).read_bytes()
-        _write(self.path, stem, head, cmdlines, parts, stats)
-        return self.dat(stem)
+    def discard(self) -> None:
+        """Nothing was recorded: leave no trace of it."""
+        _clear(self.path)
+        with suppress(OSError):
+            self.path.rmdir()
 
     def save(self) -> None:
         """Write capture.json."""
-        content = dict(self.content)
-        if self._parts:
-            content["parts"] = {stem: _values(parts) for stem, parts in self._parts.items()}
-        _save(self.path, content)
+        _save(self.path / NAME, self.content)
 
 
-def _values(parts: Parts) -> dict[str, Any]:
-    return {
-        "clock": parts.clock, "cpus": parts.cpus, "trace_id": parts.trace_id, "uname": parts.uname,
-        "tsc2nsec": list(parts.tsc2nsec) if parts.tsc2nsec else None,
-    }  # fmt: skip
+def _clear(folder: Path) -> None:
+    for entry in sorted(folder.iterdir()):
+        # only what a recorder writes; what somebody put beside it stays
+        if entry.name == NAME or re.search(r"\.dat(\.head|\.parts|\.cpu\d+)?$", entry.name):
+            entry.unlink()
 
 
-def _save(folder: Path, content: dict[str, Any]) -> None:
-    temporary = folder / f".{NAME}.new"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-    temporary.replace(folder / NAME)
+# -- a recording in parts --------------------------------------------------------------------------------------------
 
 
-def _head(folder: Path, stem: str) -> Path:
-    return folder / f"{stem}.dat.head"
+def begin(folder: Path, stem: str, head: bytes, parts: Parts) -> None:
+    """A recording begins: its head, and what else it will need, are there before its first page."""
+    with open(_head(folder, stem), "xb") as file:
+        file.write(head)
+    _save(
+        _sidecar(folder, stem),
+        {
+            "clock": parts.clock, "cpus": parts.cpus, "trace_id": parts.trace_id, "uname": parts.uname,
+            "tsc2nsec": list(parts.tsc2nsec) if parts.tsc2nsec else None,
+        },
+    )  # fmt: skip
 
 
-def _pages(folder: Path, stem: str, cpu: int) -> Path:
+def pages(folder: Path, stem: str, cpu: int) -> Path:
+    """Where a CPU's pages go."""
     return folder / f"{stem}.dat.cpu{cpu}"
 
 
-def _write(folder: Path, stem: str, head: bytes, cmdlines: bytes, parts: Parts, stats: Mapping[int, str]) -> None:
+def end(folder: Path, stem: str, parts: Parts, cmdlines: bytes, stats: Mapping[int, str]) -> Path:
+    """Put the recording together, after which its parts are gone; its file."""
     files = {}
     for entry in folder.iterdir():
         match = re.fullmatch(re.escape(stem) + r"\.dat\.cpu(\d{1,5})", entry.name)
@@ -141,17 +127,42 @@ def _write(folder: Path, stem: str, head: bytes, cmdlines: bytes, parts: Parts, 
     with suppress(FileNotFoundError):
         temporary.unlink()
     try:
-        write_dat(temporary, head, cmdlines, parts.facts(stats).options(), files, cpus=parts.cpus)
+        options = parts.facts(stats).options()
+        write_dat(temporary, _head(folder, stem).read_bytes(), cmdlines, options, files, cpus=parts.cpus)
         temporary.replace(target)
     except BaseException:
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    for path in (*files.values(), _head(folder, stem)):
+    for path in (_sidecar(folder, stem), *files.values(), _head(folder, stem)):
         path.unlink()
+    return target
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.parent / f".{path.name}.new"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+    temporary.replace(path)
+
+
+def _head(folder: Path, stem: str) -> Path:
+    return folder / f"{stem}.dat.head"
+
+
+def _sidecar(folder: Path, stem: str) -> Path:
+    return folder / f"{stem}.dat{PARTS}"
 
 
 # -- what a dead recorder left ---------------------------------------------------------------------------------------
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether some recording lies there in parts."""
+    with suppress(OSError):
+        return any(folder.glob(f"*.dat{PARTS}"))
+    return False
 
 
 def assemble(folder: Path) -> list[str]:
@@ -160,41 +171,50 @@ def assemble(folder: Path) -> list[str]:
     The folder may be from anywhere: BadFileError where it is not as described. UsageError where it is still recorded.
     """
     path = folder / NAME
+    content = _load(path, MAX_JSON)
+    owner = content.get("recorder")
+    owner = owner if isinstance(owner, dict) else {}
+    pid = owner.get("pid")
+    if isinstance(pid, int) and 0 < pid < 1 << 31 and tracefs.started(pid) == owner.get("started"):
+        raise UsageError(f"{folder}: is being recorded by process {pid}: end it first (kill -INT {pid})")
+    said = []
+    guests = content.get("guests", [])
+    known = {guest.get("file") for guest in guests if isinstance(guest, dict)} if isinstance(guests, list) else set()
+    for sidecar in sorted(folder.glob(f"*.dat{PARTS}"))[:MAX_PARTS]:
+        stem = sidecar.name[: -len(f".dat{PARTS}")]
+        if not is_stem(stem):
+            raise BadFileError("is not the name of a recording's part", sidecar)
+        said.append(_recover(folder, stem, sidecar))
+        file = f"{stem}.dat"
+        if file != content.get("host") and file not in known and isinstance(guests, list):
+            guests.append({"file": file})
+    _save(path, {**content, "guests": guests, "state": "recovered"})
+    return said
+
+
+def _load(path: Path, limit: int) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise BadFileError("is too large for a capture.json", path)
+        if path.stat().st_size > limit:
+            raise BadFileError(f"is larger than {limit} bytes: refused", path)
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise BadFileError(f"cannot be read: {err.strerror or err}", path) from None
     except (ValueError, RecursionError):
         raise BadFileError("is no JSON", path) from None
-    listed = content.get("parts") if isinstance(content, dict) else None
-    if not listed:
-        return []
-    if not isinstance(listed, dict) or not all(isinstance(one, dict) for one in listed.values()):
-        raise BadFileError('"parts" is no object of objects', path)
-    owner = content.get("recorder")
-    pid = owner.get("pid") if isinstance(owner, dict) else None
-    if isinstance(pid, int) and 0 < pid < 1 << 31 and tracefs.started(pid) == owner.get("started"):
-        raise UsageError(f"{folder}: is being recorded by process {pid}: end it first (kill -INT {pid})")
-    said = []
-    for stem, values in listed.items():
-        if not is_stem(stem):
-            raise BadFileError(f'"parts" names {stem[:80]!r}: a file\'s stem is expected', path)
-        said.append(_recover(folder, stem, _parts(values, path)))
-    _save(folder, {**{key: value for key, value in content.items() if key != "parts"}, "state": "recovered"})
-    return said
+    if not isinstance(content, dict):
+        raise BadFileError("is no JSON object", path)
+    return content
 
 
 def _parts(values: dict[str, Any], path: Path) -> Parts:
     clock, uname, factors = values.get("clock"), values.get("uname", ""), values.get("tsc2nsec")
     cpus, trace_id = (_integer(values.get(key), top) for key, top in (("cpus", 1 << 16), ("trace_id", (1 << 64) - 1)))
     if not isinstance(clock, str) or not isinstance(uname, str) or cpus is None or trace_id is None:
-        raise BadFileError('"parts" is not as described: clock, cpus, trace_id', path)
+        raise BadFileError("is not as described: clock, uname, cpus, trace_id", path)
     known: tuple[int, int] | None = None
     if isinstance(factors, list) and len(factors) == 2:
         mult, shift = _integer(factors[0], (1 << 32) - 1), _integer(factors[1], 63)
-        known = (mult, shift) if mult is not None and shift is not None else None
+        known = (mult, shift) if mult and shift is not None else None
     return Parts(clock[:4096], cpus, trace_id, uname[:4096] or "unknown", known)
 
 
@@ -202,18 +222,22 @@ def _integer(value: object, top: int) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= top else None
 
 
-def _recover(folder: Path, stem: str, parts: Parts) -> str:
+def _recover(folder: Path, stem: str, sidecar: Path) -> str:
+    parts = _parts(_load(sidecar, 1 << 16), sidecar)
     path = _head(folder, stem)
-    if not path.exists() and (folder / f"{stem}.dat").exists():
-        return f"{stem}.dat was whole already"
     try:
+        if path.is_symlink():
+            raise BadFileError("is a link: refused", path)
         if path.stat().st_size > MAX_HEAD:
-            raise BadFileError("is too large for a recording's head", path)
-        head = path.read_bytes()
+            raise BadFileError(f"is larger than {MAX_HEAD} bytes: refused", path)
+        with open(path, "rb") as file:
+            begun = file.read(len(MAGIC) + 8)
     except OSError as err:
         raise BadFileError(f"cannot be read: {err.strerror or err}", path) from None
-    if head[: len(MAGIC)] != MAGIC or len(head) < len(MAGIC) + 8 or not head[len(MAGIC) + 4 :].strip(b"\0"):
-        raise BadFileError("is no head of a recording", path)
+    order, size = begun[len(MAGIC) + 2 : len(MAGIC) + 3], begun[len(MAGIC) + 4 :]
+    page = int.from_bytes(size, sys.byteorder)
+    if begun[: len(MAGIC) + 2] != MAGIC + b"6\0" or order != bytes([sys.byteorder == "big"]) or not 0 < page <= 1 << 20:
+        raise BadFileError("is no head of a recording that this machine could have made", path)
     # (the names of threads were known to the recorder alone, who would have asked for them at the end)
-    _write(folder, stem, head, b"", parts, {})
+    end(folder, stem, parts, b"", {})
     return f"{stem}.dat was put together from its parts: its recorder was killed"

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from counterpoint.errors import UsageError
-from counterpoint.live import counter, machine, presets, tracefs
+from counterpoint.live import counter, folder, machine, presets, tracefs
 from counterpoint.live.ending import Ending
 from counterpoint.live.flight import Condition
 from counterpoint.live.folder import CaptureFolder, Parts
 from counterpoint.live.guests import GuestFile, GuestTracer, Wanted
 from counterpoint.live.presets import EventSpec
 from counterpoint.live.spool import CpuSpool, Pump
+from counterpoint.live.stats import read_stats, total
 from counterpoint.live.tracedat import cmdlines_of, head_of, new_trace_id
 from counterpoint.live.watchdog import watchdog
 
 HOST = "host"
 COMMAND_PATIENCE = 5.0
 """Seconds that a command has to end after SIGTERM, before SIGKILL."""
-
-_LOSSES = ("overrun", "commit overrun", "dropped events")
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,12 @@ def record(request: Request, ending: Ending, progress: Progress | None = None) -
         raise UsageError("tracefs cannot be read: run as root")
     recorder = _Recorder(request, ending, root, progress)
     with ExitStack() as stack:
-        recorder.prepare(stack)
-        recorder.run(stack)
+        try:
+            recorder.prepare(stack)
+            recorder.run(stack)
+        except UsageError:
+            recorder.give_up()
+            raise
         recorder.collect()
     return recorder.write()
 
@@ -118,6 +120,8 @@ class _Recorder:
         self.pump: Pump | None = None
         self.pipes: list[int] = []
         self.trace_id = new_trace_id()
+        self.folder: CaptureFolder | None = None
+        self.is_begun = False
 
     # -- before
 
@@ -150,7 +154,7 @@ class _Recorder:
         spools: list[CpuSpool] = []
         for cpu in self.cpus:
             source = self.instance.folder / "per_cpu" / f"cpu{cpu}" / "trace_pipe_raw"
-            spools.append(CpuSpool(cpu, source, self.folder.pages(HOST, cpu), self.instance.page_size))
+            spools.append(CpuSpool(cpu, source, folder.pages(request.folder, HOST, cpu), self.instance.page_size))
             stack.callback(spools[-1].close)
         self.pump = Pump(spools, self._pump_stopped, request.max_bytes)
         stack.callback(self.pump.stop)
@@ -171,7 +175,9 @@ class _Recorder:
                 "notes": self.notes,
             },
         )
-        self.folder.begin(HOST, head, Parts(text, max(self.cpus) + 1, self.trace_id, "", factor))
+        self.folder.save()
+        self.parts = Parts(text, max(self.cpus) + 1, self.trace_id, "", factor)
+        folder.begin(request.folder, HOST, head, self.parts)
 
     def _pairs(self) -> list[dict[str, Any]]:
         return [*(machine.clock_pair(each) for each in self.readings), *self.look.pairs()]
@@ -179,6 +185,13 @@ class _Recorder:
     def _pump_stopped(self) -> None:
         assert self.pump is not None
         self.ending.because("max-size" if self.pump.full else "error")
+
+    def give_up(self) -> None:
+        """A guest or the command could not be started: the host's few events are worth nothing."""
+        if self.folder is not None and not self.is_begun:
+            if self.pump is not None:
+                self.pump.stop()
+            self.folder.discard()
 
     # -- meanwhile
 
@@ -196,6 +209,7 @@ class _Recorder:
             stack.callback(guest.abandon)
             guest.start(request.folder, self._wanted())
         self._start_command(stack)
+        self.is_begun = True
         self._wait()
         if self.ending.reason == "condition" or (request.condition and self.ending.reason == "SIGUSR1"):
             self._snapshot()
@@ -282,12 +296,13 @@ class _Recorder:
     def write(self) -> Summary:
         """Put the host's file together and finish capture.json."""
         assert self.pump is not None
-        request, folder = self.request, self.folder
+        assert self.folder is not None
+        request = self.request
         if request.condition is not None and self.snapshot is None:
             self.snapshot = {"on": request.condition.text, "happened": False}
-        path = folder.end(HOST, self.cmdlines, self.stats)
+        path = folder.end(request.folder, HOST, self.parts, self.cmdlines, self.stats)
         counts = total(self.stats)
-        by_cpu = {cpu: sum(_numbers(text).get(name, 0) for name in _LOSSES) for cpu, text in self.stats.items()}
+        by_cpu = {cpu: total({cpu: text})["lost"] for cpu, text in self.stats.items()}
         machines = [
             MachineSummary(
                 HOST, path.name, self.instance.clock, len(self.cpus), counts["events"], counts["lost"], self.pump.bytes,
@@ -306,15 +321,15 @@ class _Recorder:
                 )  # fmt: skip
         self.notes += self.look.notes
         reason = self.ending.reason or "unknown"
-        folder.content.update(
+        self.folder.content.update(
             state="complete", guests=listed, vms=self.look.values, clock_pairs={HOST: self._pairs()},
             readings=self.readings,
             lost={m.name: {"events": m.lost, "by_cpu": m.lost_by_cpu} for m in machines},
         )  # fmt: skip
-        folder.content["record"].update(stopped_by=reason, seconds=round(self.seconds, 3), notes=self.notes)
+        self.folder.content["record"].update(stopped_by=reason, seconds=round(self.seconds, 3), notes=self.notes)
         if self.snapshot is not None:
-            folder.content["snapshot"] = self.snapshot
-        folder.save()
+            self.folder.content["snapshot"] = self.snapshot
+        self.folder.save()
         status = None if self.child is None else self.child.returncode
         return Summary(
             request.folder, reason, self.seconds, machines, time.process_time_ns(), status, self.snapshot, self.notes
@@ -350,26 +365,3 @@ def _counts() -> bool:
 
 def _cpus(folder: Path) -> list[int]:
     return sorted(int(path.name[3:]) for path in (folder / "per_cpu").glob("cpu[0-9]*"))
-
-
-def read_stats(folder: Path, cpus: Sequence[int]) -> dict[int, str]:
-    """per_cpu/cpuN/stats of each CPU."""
-    out = {}
-    for cpu in cpus:
-        with suppress(OSError):
-            out[cpu] = (folder / "per_cpu" / f"cpu{cpu}" / "stats").read_text(encoding="utf-8", errors="replace")
-    return out
-
-
-def _numbers(text: str) -> dict[str, int]:
-    return {name: int(value) for name, value in re.findall(r"^([a-z ]+): (\d{1,20})$", text, re.MULTILINE)}
-
-
-def total(stats: Mapping[int, str]) -> dict[str, int]:
-    """Of all CPUs: ``events`` that were or can be read, ``lost`` ones (tracing_stats_read in kernel/trace/trace.c)."""
-    out = {"events": 0, "lost": 0}
-    for text in stats.values():
-        numbers = _numbers(text)
-        out["events"] += numbers.get("entries", 0) + numbers.get("read events", 0)
-        out["lost"] += sum(numbers.get(name, 0) for name in _LOSSES)
-    return out

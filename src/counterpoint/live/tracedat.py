@@ -76,23 +76,32 @@ def head_of(
         event = _bytes(root / "events" / "header_event")
     except OSError as err:
         raise UsageError(f"{err.filename}: {err.strerror}: no head of a recording can be made without it") from None
+    ftrace = ((p.parent.name, p.name) for p in sorted((root / "events" / "ftrace").glob("*")))
+    formats = [*_formats(root, ftrace), *_formats(root, chosen(root, events))]
+    symbols = _kallsyms() if kallsyms else b""
+    return head_from(page, event, formats, symbols, _whole_lines(root / "printk_formats"), page_size=page_size)
+
+
+def head_from(
+    page: bytes, event: bytes, formats: Iterable[tuple[str, bytes]], symbols: bytes, printk: bytes, *,
+    page_size: int | None = None,
+) -> bytes:  # fmt: skip
+    """The same of texts: header_page, header_event, (system, format) of each event, kallsyms, printk_formats."""
     words = re.search(rb"local_t commit;\s*offset:\d+;\s*size:(\d+);", page)
     long_size = int(words[1]) if words else struct.calcsize("l")
     out = [
         MAGIC, b"6\0", bytes((sys.byteorder == "big", long_size)), pack("I", page_size or page_size_of(page)),
         b"header_page\0", _sized("Q", page), b"header_event\0", _sized("Q", event),
     ]  # fmt: skip
-    texts = list(_formats(root, ((p.parent.name, p.name) for p in sorted((root / "events" / "ftrace").glob("*")))))
-    out += [pack("I", len(texts)), *(_sized("Q", text) for _, text in texts)]
     by_system: dict[str, list[bytes]] = {}
-    for system, text in _formats(root, chosen(root, events)):
+    for system, text in formats:
         by_system.setdefault(system, []).append(text)
+    ftrace = by_system.pop("ftrace", [])
+    out += [pack("I", len(ftrace)), *(_sized("Q", text) for text in ftrace)]
     out.append(pack("I", len(by_system)))
-    for system, formats in by_system.items():
-        out += [system.encode() + b"\0", pack("I", len(formats)), *(_sized("Q", text) for text in formats)]
-    out.append(_sized("I", _kallsyms() if kallsyms else b""))
-    out.append(_sized("I", _whole_lines(root / "printk_formats")))
-    return b"".join(out)
+    for system, texts in by_system.items():
+        out += [system.encode() + b"\0", pack("I", len(texts)), *(_sized("Q", text) for text in texts)]
+    return b"".join([*out, _sized("I", symbols), _sized("I", printk)])
 
 
 def top_of(folder: PathText) -> Path:
