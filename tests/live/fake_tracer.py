@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.errors import UsageError
-from counterpoint.live.tracedat import Facts, cmdlines_of, head_of
+from counterpoint.live.tracedat import cmdlines_of, head_of
 
 CLOCKS = ["local", "mono_raw", "x86-tsc"]
 
@@ -70,10 +70,11 @@ class FakeTracer:
     def cmdlines(self) -> bytes:
         return cmdlines_of(self.root)
 
-    def facts(self, trace_id: int) -> Facts:
-        clock = " ".join(f"[{name}]" if name == self.asked[1] else name for name in CLOCKS)
-        stats = {cpu: f"entries: 0\noverrun: {cpu}\ndropped events: 0\nread events: 5\n" for cpu in self._pages}
-        return Facts(clock, len(self._pages), trace_id, stats, "Linux guest")
+    def clock_line(self) -> str:
+        return " ".join(f"[{name}]" if name == self.asked[1] else name for name in CLOCKS)
+
+    def stats(self) -> dict[int, str]:
+        return {cpu: f"entries: 0\noverrun: {cpu}\ndropped events: 0\nread events: 5\n" for cpu in self._pages}
 
     def close(self) -> None:
         self.journal.append("closed")

@@ -189,7 +189,6 @@ def test_after_a_client_died_amid_a_session_a_serial_device_takes_the_next(tmp_p
         ({"buffer_kb": 1}, "KB for each CPU"),
         ({"buffer_kb": True}, "a number"),
         ({"buffer_kb": 1e9}, "a number"),
-        ({"trace_id": 0}, "64 bits"),
         ({"do": "exec"}, "describe, record, stop and ping"),
         ({"do": ["record"]}, "describe, record, stop and ping"),
         ({"do": "stop"}, "nothing is recorded"),
@@ -199,7 +198,7 @@ def test_what_a_client_with_the_secret_may_not_ask(recorded, changed, said):
     _, tracer = recorded
     session = Talk(tracer)
     assert session.ask({"do": "ping"}) == [{"pong": True}]
-    request = {"do": "record", "events": ["sched"], "clock": "local", "buffer_kb": 64, "trace_id": 5, **changed}
+    request = {"do": "record", "events": ["sched"], "clock": "local", "buffer_kb": 64, **changed}
 
     answers = session.ask(request)
 
@@ -287,7 +286,7 @@ def test_mutated_messages_do_nothing_and_hold_nothing():
             # half of them have another secret; the others change what somebody with the right one has sent
             is_changed = own is not None and draw.random() < 0.5
             key = frames.keys(SECRET if is_changed else b"some other secret", nonce, own or b"0" * 64)[0]
-            text = {"do": "record", "events": ["sched"], "clock": "local", "buffer_kb": 64, "trace_id": 5}
+            text = {"do": "record", "events": ["sched"], "clock": "local", "buffer_kb": 64}
             whole = Sender(key).encode(text)
             frame = mutated(draw, whole)
             if is_changed and frame.startswith(whole):
@@ -327,7 +326,7 @@ def test_mutated_requests_of_a_friend_are_answered_or_refused(recorded):
     talk = Talk(tracer)
     talk.ask({"do": "ping"})
     for _ in range(2000):
-        keys = ["do", "events", "clock", "buffer_kb", "trace_id", "flight"]
+        keys = ["do", "events", "clock", "buffer_kb", "flight"]
         request = {draw.choice(keys): draw.choice(values) for _ in range(draw.randrange(6))}
         if draw.random() < 0.7:
             request["do"] = draw.choice(["record", "describe", "ping", "stop", "Record"])
@@ -415,7 +414,7 @@ def test_what_waits_for_a_slow_client_is_bounded(recorded):
     tracer._endless = True
     tracer._pages = {0: bytes(1 << 18)}
     talk = Talk(tracer)
-    talk.ask({"do": "record", "events": ["sched"], "clock": "local", "buffer_kb": 64, "trace_id": 5})
+    talk.ask({"do": "record", "events": ["sched"], "clock": "local", "buffer_kb": 64})
     for _ in range(200):
         talk.client.turn(dict.fromkeys(tracer.pipes(), READABLE))
         assert len(talk.client._outbox) < serving.OUTBOX + frames.MAX_DATA

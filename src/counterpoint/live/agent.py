@@ -34,7 +34,6 @@ class Session:
         self._tracer: Tracer | None = None
         self._rest: Iterator[tuple[dict[str, Any], bytes]] | None = None
         self._flight = False
-        self._trace_id = 0
         self.recording = False
 
     def do(self, header: dict[str, Any]) -> list[tuple[dict[str, Any], bytes]]:
@@ -68,17 +67,13 @@ class Session:
         if self.recording or self._rest is not None:
             raise UsageError("a recording is there already: one at a time")
         wanted = checked(header.get("events"), header.get("clock"), header.get("buffer_kb"))
-        trace_id = header.get("trace_id")
-        if isinstance(trace_id, bool) or not isinstance(trace_id, int) or not 0 < trace_id < 1 << 64:
-            raise UsageError("trace_id: a number of 64 bits is expected")
-        self._trace_id = trace_id
         self._flight = header.get("flight") is True
         tracer = self._opened()
         count = tracer.begin(*wanted)
         self.recording = True
         # (what it costs to make the head is recorded too; a client that dies has it for the pages that it got)
         self._rest = _parts("head", tracer.head())
-        return {"recording": count, "page_size": tracer.page_size, "clock": wanted[1]}
+        return {"recording": count, "clock": tracer.clock_line()}
 
     def _stop(self) -> None:
         tracer = self._opened()
@@ -99,11 +94,11 @@ class Session:
                     break
                 yield {"cpu": cpu}, pages
         yield from _parts("cmdlines", tracer.cmdlines())
-        facts = tracer.facts(self._trace_id)
+        stats = tracer.stats()
         self.close()
-        for number, data in facts.options():
-            yield {"option": int(number)}, data[: frames.MAX_DATA]
-        yield {"stopped": True, "cpus": facts.cpus}, b""
+        for cpu, text in stats.items():
+            yield {"stats": cpu}, text.encode()[: frames.MAX_DATA]
+        yield {"stopped": True}, b""
 
     def pipes(self) -> dict[int, int]:
         """Descriptors to wait for, while it records."""

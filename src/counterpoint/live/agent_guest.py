@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import sys
 import threading
@@ -11,12 +10,15 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from counterpoint.dat_layout import MAGIC, Option
+from counterpoint.dat_layout import MAGIC
 from counterpoint.errors import UsageError
+from counterpoint.live import folder as parts_of
 from counterpoint.live import frames, links
+from counterpoint.live.folder import Parts
 from counterpoint.live.frames import Frame, FrameError, Receiver, Sender
 from counterpoint.live.guests import GuestFile, Wanted
-from counterpoint.live.tracedat import Facts, write_dat
+from counterpoint.live.stats import total
+from counterpoint.live.tracedat import new_trace_id
 
 ANSWER_SECONDS = 20.0
 """For an answer to a request; also: without a byte while it records and answers pings."""
@@ -45,7 +47,8 @@ class AgentGuest:
         self._error: str | None = None
         self._is_whole = self._has_head = False
         self._texts: dict[str, bytearray] = {"head": bytearray(), "cmdlines": bytearray()}
-        self._options: list[tuple[int, bytes]] = []
+        self._stats: dict[int, str] = {}
+        self._parts: Parts | None = None
         self._files: dict[int, BinaryIO] = {}
         self._bytes = 0
         self.machine: dict[str, Any] = {}
@@ -68,13 +71,15 @@ class AgentGuest:
             self.machine = machine
             size = machine.get("max_buffer_kb")
             kb = min(wanted.buffer_kb, int(size)) if size and _is_count(size, 1 << 30) else wanted.buffer_kb
-            self._ask(
+            answer = self._ask(
                 {
                     "do": "record", "events": list(wanted.events), "clock": wanted.clock, "buffer_kb": kb,
-                    "trace_id": guest_trace_id(wanted.trace_id), "flight": getattr(wanted, "flight", False),
+                    "flight": wanted.flight,
                 },
                 "recording",
             )  # fmt: skip
+            uname = " ".join(str(machine.get(key, ""))[:100] for key in ("system", "node", "release", "machine"))
+            self._parts = Parts(str(answer.get("clock"))[:4096], int(machine["cpus"]), new_trace_id(), uname)
         except (EOFError, OSError, FrameError) as err:
             self._close()
             raise UsageError(f"{self.url}: {err}") from None
@@ -95,7 +100,13 @@ class AgentGuest:
         self._close()
         if not self._has_head:
             raise UsageError(f"{self.url}: {self._error}: it was lost before its head was here")
-        return self._write()
+        assert self._parts is not None
+        notes = [] if self._is_whole else [f"the guest was lost before the end: {self._error}"]
+        counts = total(self._stats) if self._stats else {"events": None, "lost": None}
+        path = parts_of.end(self._folder, self.name, self._parts, bytes(self._texts["cmdlines"]), self._stats)
+        return GuestFile(
+            path, self._wanted.clock, self._parts.cpus, counts["events"], counts["lost"], self._bytes, notes
+        )
 
     def abandon(self) -> None:
         """As the protocol has it: an agent whose client is gone removes what it made."""
@@ -199,61 +210,46 @@ class AgentGuest:
                 heard = time.monotonic()
                 for frame in self._receiver.feed(part):
                     self._take(frame)
-        except (OSError, EOFError, FrameError) as err:
+        except (OSError, EOFError, FrameError, UsageError) as err:
             self._error = self._error or str(err)
 
     def _take(self, frame: Frame) -> None:
         header = frame.header
         if "cpu" in header:
-            self._pages(header["cpu"], frame.data)
+            self._pages(self._cpu(header["cpu"]), frame.data)
         elif "part" in header:
             text = self._texts.get(str(header["part"]))
             if text is None or len(text) + len(frame.data) > MAX_TEXT:
                 raise FrameError("the agent sends what nobody asked for")
             text += frame.data
-            if header["part"] == "head" and header.get("of") == len(text):
-                self._has_head = True
-        elif "option" in header:
-            if not _is_count(header["option"], (1 << 16) - 1) or len(self._options) > 2 * MAX_CPUS:
-                raise FrameError("the agent sends options that are none")
-            self._options.append((header["option"], frame.data))
+            if header["part"] == "head" and header.get("of") == len(text) and not self._has_head:
+                self._begin(bytes(text))
+        elif "stats" in header:
+            self._stats[self._cpu(header["stats"])] = frame.data[:4096].decode("utf-8", "replace")
         elif "error" in header:
             raise FrameError(f"the agent says: {str(header['error'])[:2000]}")
         elif "stopped" in header:
             self._is_whole = True
 
-    def _pages(self, cpu: object, data: bytes) -> None:
-        if isinstance(cpu, bool) or not isinstance(cpu, int) or not 0 <= cpu < MAX_CPUS:
-            raise FrameError(f"the agent sends pages of CPU {str(cpu)[:20]}")
+    def _begin(self, head: bytes) -> None:
+        # from here on a recorder that is killed leaves what can be put together
+        check_order(head, self.url)
+        assert self._parts is not None
+        parts_of.begin(self._folder, self.name, head, self._parts)
+        self._has_head = True
+
+    def _cpu(self, cpu: object) -> int:
+        assert self._parts is not None
+        if isinstance(cpu, bool) or not isinstance(cpu, int) or not 0 <= cpu < self._parts.cpus:
+            raise FrameError(f"the agent speaks of CPU {str(cpu)[:20]}, and has {self._parts.cpus}")
+        return cpu
+
+    def _pages(self, cpu: int, data: bytes) -> None:
         if cpu not in self._files:
-            path = self._folder / f"{self.name}.dat.cpu{cpu}"
+            path = parts_of.pages(self._folder, self.name, cpu)
             self._files[cpu] = self._stack.enter_context(path.open("xb", buffering=0))
         self._files[cpu].write(data)
         self._bytes += len(data)
-
-    # -- the file
-
-    def _write(self) -> GuestFile:
-        path = self._folder / f"{self.name}.dat"
-        head = bytes(self._texts["head"])
-        notes = []
-        options = self._options
-        if not self._is_whole:
-            notes.append(f"the guest was lost before the end: {self._error}")
-            facts = Facts(f"[{self._wanted.clock}]", self.machine["cpus"], guest_trace_id(self._wanted.trace_id), {})
-            options = facts.options()
-        check_order(head, self.url)
-        parts = {cpu: self._folder / f"{self.name}.dat.cpu{cpu}" for cpu in sorted(self._files)}
-        write_dat(path, head, bytes(self._texts["cmdlines"]), options, parts, cpus=self.machine["cpus"])
-        for part in parts.values():
-            part.unlink()
-        events, lost = counts(options)
-        return GuestFile(path, self._wanted.clock, self.machine["cpus"], events, lost, self._bytes, notes)
-
-
-def guest_trace_id(host: int) -> int:
-    """A guest's own trace id, from its host's: another, and never 0."""
-    return ((host ^ 0x9E3779B97F4A7C15) & ((1 << 64) - 1)) or 1
 
 
 def check_order(head: bytes, url: str) -> None:
@@ -263,19 +259,6 @@ def check_order(head: bytes, url: str) -> None:
         raise UsageError(f"{url}: what the guest sent is no head of a trace.dat of version 6")
     if bool(head[at]) != (sys.byteorder == "big"):
         raise UsageError(f"{url}: the guest's byte order is not this machine's: record it there, and copy the file")
-
-
-def counts(options: list[tuple[int, bytes]]) -> tuple[int | None, int | None]:
-    """Events that were read, and that were lost, of all CPUs; None: no CPU's statistics are there."""
-    texts = [data.decode("utf-8", "replace") for number, data in options if number == Option.CPUSTAT]
-    if not texts:
-        return None, None
-    read = lost = 0
-    for text in texts:
-        numbers = {name: int(value) for name, value in re.findall(r"^([a-z ]+): (\d{1,20})\b", text, re.MULTILINE)}
-        read += numbers.get("entries", 0) + numbers.get("read events", 0)
-        lost += sum(numbers.get(name, 0) for name in ("overrun", "commit overrun", "dropped events"))
-    return read, lost
 
 
 def _is_count(value: object, top: int) -> bool:

@@ -16,7 +16,7 @@ from counterpoint.errors import UsageError
 from counterpoint.live import wire
 from counterpoint.live.links import Address, Link, Listener
 from counterpoint.live.serving import EVERY, GREETING_SECONDS, OUTBOX, READABLE, Outbox, Over, Server, received
-from counterpoint.live.tracedat import new_trace_id, pack
+from counterpoint.live.tracedat import Facts, new_trace_id, pack
 from counterpoint.live.tracer import Tracer, checked
 from counterpoint.live.wire import Command, Message, WireError
 
@@ -213,9 +213,9 @@ class TraceCmdClient:
         ports = tuple(self._cpus[number].listener.port for number in numbers)
         # no protocol of time synchronisation: what it would measure is proved from the recordings
         self._send(wire.Response(tracer.page_size, trace_id, ports).message())
-        facts = tracer.facts(trace_id)
+        facts = Facts(tracer.clock_line(), numbers[-1] + 1, trace_id, {})
         cmdlines = tracer.cmdlines()
-        options = [pack("HI", number, len(data)) + data for number, data in facts.options() if number != Option.CPUSTAT]
+        options = [pack("HI", number, len(data)) + data for number, data in facts.options()]
         head = b"".join(
             (
                 tracer.head(), pack("Q", len(cmdlines)), cmdlines, pack("I", len(numbers)), b"options  \0",

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from counterpoint.dat_layout import MAGIC, Option
 from counterpoint.errors import UsageError
+from counterpoint.live import folder as parts_of
 from counterpoint.live import links, wire
 from counterpoint.live.agent_guest import check_order
+from counterpoint.live.folder import Parts
 from counterpoint.live.guests import GuestFile, Wanted
 from counterpoint.live.links import Link
-from counterpoint.live.tracedat import write_dat
 from counterpoint.live.wire import Command, Message, WireError
 
 ANSWER_SECONDS = 30.0
@@ -57,7 +58,7 @@ class TraceCmdGuest:
 
     def start(self, folder: Path, wanted: Wanted) -> None:
         """As the protocol has it. The agent does not say when it begins: some ms after this returns."""
-        if getattr(wanted, "flight", False):
+        if wanted.flight:
             raise UsageError(f"{self.url}: trace-cmd's agent cannot record in a circle: counterpoint agent can")
         self._folder = folder
         self._wanted = wanted
@@ -99,13 +100,9 @@ class TraceCmdGuest:
         self._close()
         if self._error is not None:
             notes.append(f"the guest was lost before the end: {self._error}")
-        path = self._folder / f"{self.name}.dat"
-        parts = {cpu: self._part(cpu) for cpu in range(len(self._response.ports))}
-        lost = missed(parts.values(), self._response.page_size)
         cpus = len(self._response.ports)
-        write_dat(path, self._head, self._cmdlines, self._options, parts, cpus=cpus)
-        for part in parts.values():
-            part.unlink()
+        lost = missed((self._part(cpu) for cpu in range(cpus)), self._response.page_size)
+        path = parts_of.end(self._folder, self.name, self._parts, self._cmdlines, {})
         return GuestFile(path, self._wanted.clock, cpus, None, lost, self._bytes, notes)
 
     def abandon(self) -> None:
@@ -136,7 +133,7 @@ class TraceCmdGuest:
         self._response = wire.read_response(message)
         if self._response.fifos:
             raise WireError("it wants to send through virtio-serial ports, which was not asked for")
-        self._head, self._cmdlines, cpus, self._options = split(self._meta(), self.url)
+        head, self._cmdlines, cpus, options = split(self._meta(), self.url)
         if cpus != len(self._response.ports):
             raise WireError(f"its file is of {cpus} CPUs, and it has {len(self._response.ports)} ports")
         self._data: dict[int, Link] = {}
@@ -144,6 +141,11 @@ class TraceCmdGuest:
             link = links.connect(self._address.at(port))
             self._stack.callback(link.close)
             self._data[cpu] = link
+        texts = {number: data.rstrip(b"\0").decode("utf-8", "replace") for number, data in options}
+        clock = texts.get(Option.TRACECLOCK, f"[{self._wanted.clock}]")
+        trace_id = self._response.trace_id
+        self._parts = Parts(clock[:4096], cpus, trace_id, texts.get(Option.UNAME, "unknown")[:4096])
+        parts_of.begin(self._folder, self.name, head, self._parts)
 
     def _message(self) -> Message:
         deadline = time.monotonic() + ANSWER_SECONDS
@@ -170,7 +172,7 @@ class TraceCmdGuest:
         raise WireError(f"no {command.name}")
 
     def _part(self, cpu: int) -> Path:
-        return self._folder / f"{self.name}.dat.cpu{cpu}"
+        return parts_of.pages(self._folder, self.name, cpu)
 
     def _run(self) -> None:
         # in a thread: each CPU's pages, until the agent closes all of them

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from counterpoint.errors import UsageError
-from counterpoint.live import libc, tracefs
-from counterpoint.live.tracedat import Facts, chosen, cmdlines_of, head_of
+from counterpoint.live import libc, machine, tracefs
+from counterpoint.live.stats import read_stats
+from counterpoint.live.tracedat import chosen, cmdlines_of, head_of
 
 MAX_PATTERNS = 256
 MIN_BUFFER_KB, MAX_BUFFER_KB = 8, 1 << 20
@@ -48,8 +49,11 @@ class Tracer(Protocol):
     def cmdlines(self) -> bytes:
         """The names of threads."""
 
-    def facts(self, trace_id: int) -> Facts:
-        """A file's options."""
+    def clock_line(self) -> str:
+        """The text of its trace_clock."""
+
+    def stats(self) -> dict[int, str]:
+        """per_cpu/cpuN/stats of each CPU."""
 
     def close(self) -> None:
         """Leave nothing behind; again is no error."""
@@ -90,12 +94,15 @@ class LocalTracer:
         """The trace clocks of this kernel."""
         return (self._root / "trace_clock").read_text().replace("[", "").replace("]", "").split()
 
+    def _cpus(self) -> int:
+        return max((int(path.name[3:]) for path in (self._root / "per_cpu").glob("cpu[0-9]*")), default=0) + 1
+
     def describe(self) -> dict[str, Any]:
         """As the protocol has it."""
         uname = os.uname()
         return {
             "system": uname.sysname, "node": uname.nodename, "release": uname.release, "machine": uname.machine,
-            "cpus": len(list((self._root / "per_cpu").glob("cpu[0-9]*"))), "clocks": self.clocks(),
+            "cpus": self._cpus(), "clocks": self.clocks(),
             "max_buffer_kb": self._max_buffer_kb,
         }  # fmt: skip
 
@@ -174,19 +181,17 @@ class LocalTracer:
 
     def cmdlines(self) -> bytes:
         """As the protocol has it."""
-        return cmdlines_of(self._root)
+        return cmdlines_of(self._root, machine.thread_names())
 
-    def facts(self, trace_id: int) -> Facts:
+    def clock_line(self) -> str:
         """As the protocol has it."""
         assert self._instance is not None
-        folder = self._instance.folder
-        stats = {}
-        for cpu in self._sources:
-            with suppress(OSError):
-                text = (folder / "per_cpu" / f"cpu{cpu}" / "stats").read_text(encoding="utf-8", errors="replace")
-                stats[cpu] = text
-        clock = (folder / "trace_clock").read_text()
-        return Facts(clock, max(self._sources, default=0) + 1, trace_id, stats)
+        return (self._instance.folder / "trace_clock").read_text()
+
+    def stats(self) -> dict[int, str]:
+        """As the protocol has it."""
+        assert self._instance is not None
+        return read_stats(self._instance.folder, sorted(self._sources))
 
     def close(self) -> None:
         """As the protocol has it."""
