@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import random
@@ -218,6 +220,7 @@ class Talk:
         self.far = far
         nonce = frames.new_nonce()
         line = self.say(frames.greet(nonce))
+        self.greetings = frames.greet(nonce) + line
         own = frames.read_answer(line, nonce)
         assert own is not None
         to_agent, to_client = frames.keys(secret, nonce, own)
@@ -371,6 +374,20 @@ def test_strangers_that_say_nothing_keep_nobody_out(tmp_path, recorded):
     assert sum("too many" in text for text in said) >= 2 * MAX_STRANGERS
 
 
+def test_what_strangers_do_fills_no_log():
+    said: list[str] = []
+    now = [0.0]
+    rationed = serving.Rationed(said.append, 3, 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serving.time, "monotonic", lambda: now[0])
+        for _ in range(1000):
+            rationed("a stranger")
+        now[0] = 11
+        rationed("another")
+
+    assert said == ["a stranger"] * 3 + ["more like these are counted for 10 s", "997 more like these", "another"]
+
+
 def test_a_slow_greeting_ends_in_time(recorded, monkeypatch):
     _, tracer = recorded
     monkeypatch.setattr("counterpoint.live.agent.GREETING_SECONDS", 0.3)
@@ -425,6 +442,33 @@ def test_what_waits_for_a_slow_client_is_bounded(recorded):
 def test_the_secret_is_not_on_the_wire(recorded):
     _, tracer = recorded
     talk = Talk(tracer)
-    seen = talk.sender.encode({"do": "describe"}) + talk.say(talk.sender.encode({"do": "ping"})[:0] or b"")
+    seen = talk.greetings
+    for request in ({"do": "describe"}, {"do": "ping"}, {"do": "stop"}):
+        sent = talk.sender.encode(request)
+        seen += sent + talk.say(sent)
     talk.end()
-    assert SECRET not in seen
+
+    assert len(seen) > 500
+    for derived in (SECRET, talk.sender.key, talk.receiver.key, hashlib.sha256(SECRET).digest()):
+        for form in (derived, derived.hex().encode(), base64.b64encode(derived)):
+            assert form not in seen and form[:8] not in seen
+
+
+def test_a_request_that_makes_no_sense_ends_no_recording(recorded):
+    _, tracer = recorded
+    talk = Talk(tracer)
+    talk.ask({"do": "ping"})
+    request = {"do": "record", "events": ["sched"], "clock": "local", "buffer_kb": 64}
+    assert talk.ask(request)[0]["recording"] == 3
+    for _ in range(20):
+        talk.client.turn({})
+        with suppress(BlockingIOError):
+            list(talk.receiver.feed(talk.near.recv(1 << 22)))
+
+    assert "one at a time" in talk.ask(request)[0]["error"]
+    assert "describe, record" in talk.ask({"do": "exec"})[0]["error"]
+    assert tracer.journal[-1] == "began"
+    talk.ask({"do": "stop"})
+    assert "ended" in tracer.journal
+    talk.end()
+    assert tracer.journal[-1] == "closed"

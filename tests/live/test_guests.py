@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,11 +17,15 @@ from pathlib import Path
 import pytest
 
 from counterpoint.errors import UsageError
+from counterpoint.live import frames
 from counterpoint.live.agent_guest import AgentGuest
+from counterpoint.live.frames import Sender
 from counterpoint.live.guests import GuestTracer, Wanted
+from counterpoint.live.links import parse
 from counterpoint.live.tracecmd_guest import TraceCmdGuest
 from counterpoint.traces.recording import Recording
 from helpers import need, need_tool
+from live.test_agent import mutated
 from live.test_zipapp import build
 
 pytestmark = pytest.mark.usefixtures("alone", "as_root")
@@ -155,6 +160,45 @@ def test_lost_events_are_counted(tmp_path, tracefs_root, secret):
 
     assert found.lost and found.lost > 1000
     assert found.events == len(Recording.open(found.path)) > 0
+
+
+def test_ten_thousand_mutated_messages_over_tcp(tmp_path, tracefs_root, secret):
+    """From without, against the process: it makes nothing, grows by nothing, and serves who has the secret."""
+    draw = random.Random(9)
+    before = instances(tracefs_root)
+    with agent_process("--secret-file", secret) as (process, url):
+        port = parse(url).port
+
+        def attack() -> None:
+            nonce = frames.new_nonce()
+            with socket.create_connection(("127.0.0.1", port)) as link, suppress(OSError):
+                link.settimeout(2)
+                if draw.random() < 0.3:
+                    link.sendall(mutated(draw, frames.greet(nonce)) or b"x")
+                    return
+                link.sendall(frames.greet(nonce))
+                own = frames.read_answer(link.recv(1000), nonce)
+                key = frames.keys(secret.read_bytes(), nonce, own or b"")[0]
+                whole = Sender(key).encode({"do": "record", "events": ["sched"], "clock": "local", "buffer_kb": 64})
+                frame = mutated(draw, whole)
+                if not frame.startswith(whole):
+                    link.sendall(frame or b"x")
+
+        for _ in range(1000):
+            attack()
+        grown = -_resident(process.pid)
+        for _ in range(9000):
+            attack()
+        grown += _resident(process.pid)
+        assert grown < 2 << 20
+        assert instances(tracefs_root) == before
+        path = take(AgentGuest(url, "guest", secret.read_bytes()), tmp_path / "capture")
+
+    assert runs_in(path) == RUNS
+
+
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # -- with trace-cmd itself -------------------------------------------------------------------------------------------

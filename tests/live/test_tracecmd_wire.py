@@ -89,6 +89,17 @@ def test_a_request_that_is_refused_makes_nothing(tmp_path, recorded):  # noqa: F
     assert any("reboot" in text for text in said)
 
 
+@pytest.mark.parametrize("command", [Command.TRACE_PROXY, Command.TIME_SYNC, Command.TINIT, Command.CLOSE, 77])
+def test_other_messages_are_not_supported(recorded, command):  # noqa: F811
+    _, tracer = recorded
+    with tracecmd_tcp_agent(tracer) as url:
+        link = links.connect(parse(url))
+        link.sendall(Message(command, bytes(24), b"x").encode())
+        assert link.recv(100) == Message(Command.NOT_SUPP).encode() and link.recv(100) == b""
+        link.close()
+    assert tracer.journal == []
+
+
 def test_what_trace_cmd_cannot_do_is_said(tmp_path):
     with pytest.raises(UsageError, match="listens at ports"):
         TraceCmdGuest("serial:///dev/ttyS0", "guest")

@@ -52,11 +52,16 @@ class Session:
             reason = "nothing is recorded" if what == "stop" else "it does describe, record, stop and ping"
             return [({"error": reason}, b"")]
         except UsageError as err:
-            self.close()
+            self._close_unless_recording()
             return [({"error": str(err)[:2000]}, b"")]
         except OSError as err:
-            self.close()
+            self._close_unless_recording()
             return [({"error": f"{err.filename or 'tracefs'}: {err.strerror or err}"[:2000]}, b"")]
+
+    def _close_unless_recording(self) -> None:
+        # (a request that makes no sense ends no recording)
+        if not self.recording:
+            self.close()
 
     def _opened(self) -> Tracer:
         if self._tracer is None:
@@ -77,8 +82,8 @@ class Session:
 
     def _stop(self) -> None:
         tracer = self._opened()
-        tracer.end()
         self.recording = False
+        tracer.end()
         head_left = self._rest
         self._rest = self._ending(tracer, head_left)
 

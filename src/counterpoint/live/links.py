@@ -220,7 +220,12 @@ class Listener:
             self.socket.listen(64)
             self.socket.setblocking(False)
         except OSError as err:
-            raise UsageError(f"{address}: {err.strerror or err}") from None
+            hint = (
+                " (this kernel has no vsock: --serial and --listen are other ways)" if address.kind == "vsock" else ""
+            )
+            raise UsageError(
+                f"{address}: {err.strerror or err}{hint if not os.path.exists('/dev/vsock') else ''}"
+            ) from None
 
     @property
     def port(self) -> int:

@@ -108,6 +108,31 @@ class Peer(Protocol):
         """End it, and what was made for it."""
 
 
+class Rationed:
+    """Tells ``say`` of strangers, ``count`` times in ``seconds`` at most: none of them fills a log."""
+
+    def __init__(self, say: Callable[[str], None], count: int = 20, seconds: float = 60.0) -> None:
+        """Nothing was said."""
+        self._say = say
+        self._count = count
+        self._seconds = seconds
+        self._since = float("-inf")
+        self._said = 0
+
+    def __call__(self, text: str) -> None:
+        """Say it, or count it."""
+        now = time.monotonic()
+        if now - self._since >= self._seconds:
+            if self._said > self._count:
+                self._say(f"{self._said - self._count} more like these")
+            self._since, self._said = now, 0
+        self._said += 1
+        if self._said <= self._count:
+            self._say(text)
+        elif self._said == self._count + 1:
+            self._say(f"more like these are counted for {self._seconds:g} s")
+
+
 class Server:
     """Serves until ``stop``. ``make``: a connection from a link and whose it is; ``device``: one that is always there.
 
@@ -126,6 +151,7 @@ class Server:
         self._make = make
         self._device = device
         self._say = say or (lambda _text: None)
+        self._say_of_strangers = Rationed(self._say)
         self._peers: list[Peer] = []
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._stopping = False
@@ -177,12 +203,15 @@ class Server:
                 raise Over("it was silent, or took nothing, for too long")
         except Over as err:
             self._drop(peer, str(err))
+        except OSError as err:
+            # tracefs said no in the middle of it: the others are served on
+            self._drop(peer, f"{err.filename or 'tracefs'}: {err.strerror or err}")
 
     def _accept(self, listener: Listener) -> None:
         link, who = listener.accept()
         if link is None or self._make is None:
             if who:
-                self._say(f"{who} may not connect")
+                self._say_of_strangers(f"{who} may not connect")
             return
         strangers = [peer for peer in self._peers if peer.is_stranger]
         if len(strangers) >= MAX_STRANGERS:
@@ -194,4 +223,6 @@ class Server:
         was_known = not peer.is_stranger
         peer.close()
         if reason or was_known:
-            self._say(f"{peer.who}: the connection ends{': ' + reason if reason else ''}")
+            (self._say if was_known else self._say_of_strangers)(
+                f"{peer.who}: the connection ends{': ' + reason if reason else ''}"
+            )

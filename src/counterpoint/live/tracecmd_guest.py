@@ -133,6 +133,8 @@ class TraceCmdGuest:
         self._response = wire.read_response(message)
         if self._response.fifos:
             raise WireError("it wants to send through virtio-serial ports, which was not asked for")
+        if self._response.protocol:
+            raise WireError(f"it wants to measure time by {self._response.protocol[:16]!r}, which was not offered")
         head, self._cmdlines, cpus, options = split(self._meta(), self.url)
         if cpus != len(self._response.ports):
             raise WireError(f"its file is of {cpus} CPUs, and it has {len(self._response.ports)} ports")
