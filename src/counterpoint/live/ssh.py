@@ -141,6 +141,7 @@ class SshGuest:
         self._changed = 0
         self._texts: dict[str, bytes] = {}
         self._error: str | None = None
+        self._is_recording = False
         self._is_whole = False
         self._parts: Parts | None = None
         self._files: dict[int, IO[bytes]] = {}
@@ -163,12 +164,13 @@ class SshGuest:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, start_new_session=True,
             )  # fmt: skip
         except OSError as err:
+            self._log.close()
             raise UsageError(f"{self.url}: {self._command[0]} cannot be run: {err.strerror}") from None
         self._thread = threading.Thread(target=self._run, name=f"guest {self.name}", daemon=True)
         self._thread.start()
         if not self._ready.wait(START_SECONDS):
             self._error = f"it did not begin to record within {START_SECONDS:.0f} s"
-        if self._error is not None:
+        if not self._is_recording:
             self.abandon()
             raise UsageError(f"{self.url}: {self._error}")
 
@@ -262,6 +264,7 @@ class SshGuest:
             elif kind == "R":
                 self._begin(int(words[1]), int(words[2]))
             elif kind == "G":
+                self._is_recording = True
                 self._ready.set()
             elif kind == "X":
                 self._error = " ".join(words[1:])

@@ -218,7 +218,7 @@ def arguments_of(wanted: Wanted) -> list[str]:
     """What ``trace-cmd record`` is asked: -i lets it pass over events that the guest does not have."""
     out = ["-i", "-C", wanted.clock, "-b", str(wanted.buffer_kb)]
     for event in wanted.events:
-        out += ["-e", event]
+        out += ["-e", "all" if event in ("*", "*:*") else event]
     return [*out, "--file-version", "6"]
 
 
