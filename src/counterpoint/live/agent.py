@@ -266,7 +266,7 @@ class Client:
                 self._outbox.flush()
                 raise Over("another client is served")
             self._session = Session(self._make)
-        if len(self._outbox) > 4 * OUTBOX:
+        if len(self._outbox) > 2 * OUTBOX:
             raise Over("it asks, and does not take the answers")
         for answer, data in self._session.do(header):
             self._put(answer, data)
