@@ -180,7 +180,9 @@ class TestNoRecording:
         assert said[:-1].isprintable()
 
     def test_directory(self, run, tmp_path):
-        assert f"{tmp_path}: cannot be read: Is a directory" in run("info", tmp_path).check_refusal()
+        assert f"{tmp_path}: a capture folder has a capture.json" in run("info", tmp_path).check_refusal()
+        host = run("sync", tmp_path, tmp_path / "no.dat").check_refusal()
+        assert f"{tmp_path}: cannot be read: Is a directory" in host
 
     def test_missing_file(self, run, tmp_path):
         said = run("info", tmp_path / "no.dat").check_refusal()

@@ -17,7 +17,7 @@ from counterpoint.traces.recording import Recording
 from live.fake_tracefs import cpu_files, fake_tracefs
 from writers.worlds import tiny_pair
 
-PARTS = Parts("local [x86-tsc]\n", 2, 77, "Linux here", (5, 9))
+PARTS = Parts("local [x86-tsc]\n", 2, 77, "Linux here", (5, 9), {7: "seven"})
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def test_what_a_killed_recorder_left_is_put_together(left):
     for file, first in zip((capture.host, capture.guests[0].file), firsts, strict=True):
         found = Recording.open(file)
         assert found.stamp.tolist() == first.stamp.tolist() and found.warnings == []
+        assert found.cmdlines == {7: "seven"}
         assert (found.clock, found.options.trace_id, found.options.uname) == ("x86-tsc", 77, "Linux here")
     assert json.loads((path / "capture.json").read_text())["state"] == "recovered"
 
@@ -67,6 +68,18 @@ def test_the_commands_that_read_do_it_by_themselves(left, capsys):
     assert main(["sync", str(path), "--json"]) in (0, 1)
     assert main(["info", str(path)]) == 0
     assert capsys.readouterr().out.count("trace.dat v6") == 2
+
+
+def test_a_host_alone_is_shown(left, capsys):
+    path, firsts = left
+    for name in os.listdir(path):
+        if name.startswith("vm1"):
+            (path / name).unlink()
+
+    assert main(["show", str(path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(firsts[0])
+    assert main(["sync", str(path)]) == 2
+    assert "names no guests" in capsys.readouterr().err
 
 
 def test_pages_that_were_being_written_are_left_out(left):
@@ -98,10 +111,11 @@ def test_one_that_is_still_recorded_is_not_touched(left):
         ("host.dat.parts", "[]", "no JSON object"),
         ("host.dat.parts", "{", "no JSON"),
         ("host.dat.parts", "[" * 100000, "no JSON|larger"),
-        ("host.dat.parts", "x" * 100000, "larger"),
+        ("host.dat.parts", "x" * (17 << 20), "larger"),
         ("host.dat.parts", '{"clock": 5, "cpus": 2, "trace_id": 1}', "not as described"),
         ("host.dat.parts", '{"clock": "local", "cpus": 1e9, "trace_id": 1}', "not as described"),
         ("host.dat.parts", '{"clock": "local", "cpus": 70000, "trace_id": 1}', "not as described"),
+        ("host.dat.parts", '{"clock": "local", "cpus": 2, "trace_id": 1, "names": {"-1": "x"}}', "names"),
         ("host.dat.head", "nothing of the kind", "no head"),
         ("host.dat.head", "", "no head"),
         ("capture.json", "[]", "no JSON object"),

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from counterpoint.claims.given import claim_of
 from counterpoint.errors import UsageError
 from counterpoint.live import counter, machine, report
 from counterpoint.live.kvm import Clock
@@ -50,6 +51,7 @@ def test_claims_are_the_exact_offsets_of_l1_each_once(look, monkeypatch):
         (0, -1000, "debugfs"), (0, -7, "vmm-offset"), (1, -1000, "debugfs"),
         (0, -2000, "debugfs"), (1, -2000, "debugfs"),
     ]  # fmt: skip
+    assert [claim_of(claim, "capture.json", "a claim")[1].offset for claim in claims] == [c["offset"] for c in claims]
     assert claims[0]["vm"] == {"pid": 50, "descriptor": 3, "vmm": "QEMU", "name": "web"} and "guest" not in claims[0]
 
 
@@ -67,6 +69,17 @@ def test_a_guest_is_the_vm_of_its_name_or_the_only_one(look):
     for found in look.found:
         del found.vms[1]
     assert look.vm_of("10-0-0-5").pid == 50
+
+
+def test_a_guest_is_the_vm_of_its_cid(look, monkeypatch):
+    lines = {50: "qemu -device vhost-vsock-pci,guest-cid=33,x=1", 60: "crosvm run --cid 3 kernel"}
+    monkeypatch.setattr(machine, "command_line", lines.get)
+
+    assert look.vm_of("x", "vsock://3:823").pid == 60
+    assert look.vm_of("x", "vsock://33").pid == 50
+    assert look.vm_of("x", "vsock://333") is None
+    assert machine.has_cid("cloud-hypervisor --vsock cid=7,socket=/s", 7) and machine.has_cid("lkvm --vsock 7", 7)
+    assert not machine.has_cid("qemu -smp 7 -name acid=7", 7)
 
 
 def test_threads_are_given_where_vcpus_are_numbered_as_cpus(look):
@@ -109,5 +122,5 @@ def test_this_machine_is_described():
     said = machine.machine()
 
     assert said["kernel"] == os.uname().release and len(said["cpus"]) >= 1
-    assert machine.clock_line("mono_raw") == {"name": "mono_raw"}
+    assert machine.clock_line("local") == {"name": "local"}
     assert machine.thread_names()[os.getpid()]

@@ -58,10 +58,25 @@ def test_all_pages_arrive_in_order(cpus, monkeypatch, by_ctypes):
     content = feed(ends, 100)
     until(lambda: pump.bytes == 200 * PAGE)
     pump.finish()
+    pump.close()
 
     assert [each.target.read_bytes() for each in spools] == content
     assert [each.bytes for each in spools] == [100 * PAGE, 100 * PAGE]
     assert not woken and not pump.full
+
+
+def test_a_cpu_that_has_no_buffer_costs_nothing(cpus):
+    spools, ends = cpus
+    pump = Pump(spools, lambda: None)
+    pump.start()
+    for end in ends:  # poll says POLLHUP then, as it says POLLERR of a CPU that was never there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), end)
+    before = time.process_time()
+
+    time.sleep(0.4)
+
+    assert time.process_time() - before < 0.1
+    pump.close()
 
 
 def test_what_is_left_at_the_end_is_taken_too(cpus):
@@ -71,6 +86,8 @@ def test_what_is_left_at_the_end_is_taken_too(cpus):
     content = feed(ends, 8)
     pump.finish()
     pump.stop()
+    pump.close()
+    pump.close()
 
     assert [each.target.read_bytes() for each in spools] == content
 
@@ -84,6 +101,7 @@ def test_no_more_than_the_limit(cpus):
 
     until(lambda: woken)
     pump.finish()
+    pump.close()
 
     assert pump.full and pump.bytes == 16 * PAGE  # what one go takes is not cut
 
@@ -106,6 +124,7 @@ def test_a_file_that_cannot_be_written_ends_it(cpus, monkeypatch):
     until(lambda: woken)
     with pytest.raises(OSError, match="No space"):
         pump.finish()
+    pump.close()
 
 
 def test_a_splice_that_fails_says_so(monkeypatch):

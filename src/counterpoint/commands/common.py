@@ -131,6 +131,7 @@ def _captured(args: argparse.Namespace) -> dict[str, Any]:
             claims.append((guest.file.stem, claim_of(entry, capture.folder / NAME, where)[1]))
         args.tid += [f"{guest.file.stem}:{cpu}={tid}" for cpu, tid in guest.threads]
         args.parent += [f"{guest.file.stem}={guest.parent}"] if guest.parent is not None else []
+    args.k += [f"{stem}={low}..{high}" for stem, (low, high) in capture.ks.items()]
     args.host, args.guests = str(capture.host), [str(g.file) for g in capture.guests]
     args.further = [*map(str, capture.hosts), *args.further]
     return {"claims": claims, "wall": Wall(capture.clock_pairs, capture.realtime_within_ns)}

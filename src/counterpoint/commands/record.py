@@ -193,6 +193,8 @@ def _say(summary: Summary) -> None:
     if summary.command_status is not None:
         text += f" (exit status {summary.command_status})"
     print(printable(text))  # noqa: T201
+    if len(summary.machines) > 1:
+        print(printable(f"next: counterpoint sync {summary.folder}"))  # noqa: T201
 
 
 def _described(machine: MachineSummary) -> str:

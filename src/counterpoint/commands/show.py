@@ -15,6 +15,7 @@ from counterpoint.commands.common import (
     add_hosts,
     add_recordings,
     is_capture,
+    open_capture,
     run_sync,
     warn,
     warn_all,
@@ -99,6 +100,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _timeline(args: argparse.Namespace) -> tuple[Timeline, SyncResult | None]:
+    if is_capture(args):
+        capture = open_capture(args.host)
+        # a host that was recorded alone
+        args.host = args.host if capture.guests else str(capture.host)
     if args.guests or is_capture(args):
         result = run_sync(args)
         warn_all(result)

@@ -12,14 +12,14 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from counterpoint.dat_layout import MAGIC
 from counterpoint.errors import BadFileError, UsageError
 from counterpoint.live import tracefs
-from counterpoint.live.tracedat import Facts, write_dat
+from counterpoint.live.tracedat import Facts, cmdlines, write_dat
 
 NAME = "capture.json"
 SCHEMA = 1
@@ -27,8 +27,10 @@ MAX_HEAD = 256 << 20
 """A larger head is no head of ours."""
 MAX_JSON = 64 << 20
 MAX_PARTS = 1 << 12
+MAX_SIDECAR = 16 << 20
 PARTS = ".parts"
 
+_TID = re.compile(r"[0-9]{1,10}")
 _STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,99}")
 
 
@@ -46,6 +48,8 @@ class Parts:
     trace_id: int
     uname: str = ""
     tsc2nsec: tuple[int, int] | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
+    """Of threads, when it began: all that there is where nobody asks for them at the end."""
 
     def facts(self, stats: Mapping[int, str]) -> Facts:
         """The options of the file."""
@@ -105,6 +109,7 @@ def begin(folder: Path, stem: str, head: bytes, parts: Parts) -> None:
         {
             "clock": parts.clock, "cpus": parts.cpus, "trace_id": parts.trace_id, "uname": parts.uname,
             "tsc2nsec": list(parts.tsc2nsec) if parts.tsc2nsec else None,
+            "names": {str(tid): name for tid, name in parts.names.items()},
         },
     )  # fmt: skip
 
@@ -215,7 +220,11 @@ def _parts(values: dict[str, Any], path: Path) -> Parts:
     if isinstance(factors, list) and len(factors) == 2:
         mult, shift = _integer(factors[0], (1 << 32) - 1), _integer(factors[1], 63)
         known = (mult, shift) if mult and shift is not None else None
-    return Parts(clock[:4096], cpus, trace_id, uname[:4096] or "unknown", known)
+    names = values.get("names", {})
+    if not isinstance(names, dict) or not all(_TID.fullmatch(tid) and isinstance(n, str) for tid, n in names.items()):
+        raise BadFileError("is not as described: names", path)
+    texts = {int(tid): name for tid, name in names.items()}
+    return Parts(clock[:4096], cpus, trace_id, uname[:4096] or "unknown", known, texts)
 
 
 def _integer(value: object, top: int) -> int | None:
@@ -223,7 +232,7 @@ def _integer(value: object, top: int) -> int | None:
 
 
 def _recover(folder: Path, stem: str, sidecar: Path) -> str:
-    parts = _parts(_load(sidecar, 1 << 16), sidecar)
+    parts = _parts(_load(sidecar, MAX_SIDECAR), sidecar)
     path = _head(folder, stem)
     try:
         if path.is_symlink():
@@ -238,6 +247,6 @@ def _recover(folder: Path, stem: str, sidecar: Path) -> str:
     page = int.from_bytes(size, sys.byteorder)
     if begun[: len(MAGIC) + 2] != MAGIC + b"6\0" or order != bytes([sys.byteorder == "big"]) or not 0 < page <= 1 << 20:
         raise BadFileError("is no head of a recording that this machine could have made", path)
-    # (the names of threads were known to the recorder alone, who would have asked for them at the end)
-    end(folder, stem, parts, b"", {})
+    # (its recorder would have asked for names and counts at the end)
+    end(folder, stem, parts, cmdlines(b"", parts.names), {})
     return f"{stem}.dat was put together from its parts: its recorder was killed"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from counterpoint.errors import UsageError
-from counterpoint.live import counter
+from counterpoint.live import counter, vdso
 from counterpoint.live.model import L1, HostOffsets
 from counterpoint.live.offsets import Request, gather
 from counterpoint.live.report import claim_values, report
@@ -38,13 +39,15 @@ def machine() -> dict[str, Any]:
 def clock_line(clock: str) -> dict[str, Any]:
     """What is known of the trace clock as a line of the counter: ns = (counter * mult + base) >> shift.
 
-    With x86-tsc, stamps are the counter itself, and ``mult`` and ``shift`` are perf's. Of mono_raw the kernel tells no
-    such numbers: readings of it between two of the counter (``readings``) bound them.
+    With x86-tsc, stamps are the counter itself, and ``mult`` and ``shift`` are perf's.
     """
     out: dict[str, Any] = {"name": clock}
     factor = counter.perf_factor() if clock == "x86-tsc" else None
+    line = vdso.raw_line() if clock == "mono_raw" else None
     if factor is not None:
         out.update(mult=factor[0], shift=factor[1], base=0, source="perf's time_mult, time_shift")
+    if line is not None:
+        out.update(mult=line[0], shift=line[1], base=line[2], source="the vDSO's page")
     return out
 
 
@@ -100,12 +103,15 @@ class VmLook:
             if clock.host_tsc is not None and clock.realtime_ns is not None
         ]
 
-    def vm_of(self, name: str) -> Vm | None:
-        """The VM that a guest called ``name`` is: that of the name or the process id, or the only one there is."""
+    def vm_of(self, name: str, url: str = "") -> Vm | None:
+        """The VM that a guest is: that of its ``name`` or process id, or of the CID in its ``url``, or the only one."""
         vms = self.vms
-        named = [vm for vm in vms if name in (vm.label, vm.name, str(vm.pid))]
-        if len(named) == 1:
-            return named[0]
+        found = [vm for vm in vms if name in (vm.label, vm.name, str(vm.pid))]
+        cid = re.match(r"vsock://(\d+)", url)
+        if not found and cid:
+            found = [vm for vm in vms if has_cid(command_line(vm.pid), int(cid[1]))]
+        if len(found) == 1:
+            return found[0]
         return vms[0] if len(vms) == 1 else None
 
     def claims(self, vm: Vm) -> list[dict[str, Any]]:
@@ -126,6 +132,18 @@ class VmLook:
         known = {vcpu.number: vcpu.tid for vcpu in vm.vcpus if vcpu.tid is not None}
         # (numbers with gaps are APIC ids: which CPU such a vCPU is only causality tells)
         return {str(n): tid for n, tid in sorted(known.items())} if sorted(known) == list(range(cpus)) else {}
+
+
+def command_line(pid: int) -> str:
+    """A process's arguments, with spaces in between; "" where they cannot be read."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()[: 1 << 20].replace(b"\0", b" ").decode("utf-8", "replace")
+    return ""
+
+
+def has_cid(line: str, cid: int) -> bool:
+    """Whether a VMM's arguments give its guest this CID: guest-cid=3 (QEMU), cid=3, --cid 3, --vsock 3 (others)."""
+    return bool(re.search(rf"(?:^|[\s,-])(?:(?:guest-)?cid[=\s]|-vsock\s){cid}(?:[\s,]|$)", line))
 
 
 def thread_names() -> dict[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from counterpoint.live.ending import Ending
 from counterpoint.live.flight import Condition
 from counterpoint.live.folder import CaptureFolder, Parts
 from counterpoint.live.guests import GuestFile, GuestTracer, Wanted
+from counterpoint.live.libc import MACHINE
 from counterpoint.live.presets import EventSpec
 from counterpoint.live.spool import CpuSpool, Pump
 from counterpoint.live.stats import read_stats, total
@@ -99,7 +101,7 @@ def record(request: Request, ending: Ending, progress: Progress | None = None) -
         try:
             recorder.prepare(stack)
             recorder.run(stack)
-        except UsageError:
+        except BaseException:
             recorder.give_up()
             raise
         recorder.collect()
@@ -151,23 +153,34 @@ class _Recorder:
         self.look.look()
         self.readings = [machine.readings()] if _counts() else []
         self._make_folder(head)
+        self._allow_descriptors(2 * len(self.cpus) + 256)
         spools: list[CpuSpool] = []
         for cpu in self.cpus:
             source = self.instance.folder / "per_cpu" / f"cpu{cpu}" / "trace_pipe_raw"
             spools.append(CpuSpool(cpu, source, folder.pages(request.folder, HOST, cpu), self.instance.page_size))
             stack.callback(spools[-1].close)
         self.pump = Pump(spools, self._pump_stopped, request.max_bytes)
-        stack.callback(self.pump.stop)
+        stack.callback(self.pump.close)
+
+    def _allow_descriptors(self, count: int) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.limits = soft, hard
+        if soft != resource.RLIM_INFINITY and soft < count:
+            with suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else count, hard))
 
     def _make_folder(self, head: bytes) -> None:
         request = self.request
         self.folder = CaptureFolder.create(request.folder, overwrite=request.overwrite)
         text = (self.instance.folder / "trace_clock").read_text(encoding="utf-8")
         factor = counter.perf_factor() if self.instance.clock == "x86-tsc" else None
+        line = machine.clock_line(self.instance.clock)
+        if self.instance.clock == "mono_raw" and MACHINE == "aarch64" and "base" in line:
+            self.folder.content["k"] = {HOST: [line["base"], line["base"]]}
         self.folder.content.update(
             guests=[],
             clock_pairs={HOST: self._pairs()},
-            machines={HOST: {**machine.machine(), "trace_clock": machine.clock_line(self.instance.clock)}},
+            machines={HOST: {**machine.machine(), "trace_clock": line}},
             vms=self.look.values,
             record={
                 "events": [":".join(pair) for pair in self.pairs],
@@ -176,7 +189,7 @@ class _Recorder:
             },
         )
         self.folder.save()
-        self.parts = Parts(text, max(self.cpus) + 1, self.trace_id, "", factor)
+        self.parts = Parts(text, max(self.cpus) + 1, self.trace_id, "", factor, machine.thread_names())
         folder.begin(request.folder, HOST, head, self.parts)
 
     def _pairs(self) -> list[dict[str, Any]]:
@@ -187,7 +200,7 @@ class _Recorder:
         self.ending.because("max-size" if self.pump.full else "error")
 
     def give_up(self) -> None:
-        """A guest or the command could not be started: the host's few events are worth nothing."""
+        """It ended before all had been started: the host's few events are worth nothing."""
         if self.folder is not None and not self.is_begun:
             if self.pump is not None:
                 self.pump.stop()
@@ -239,6 +252,8 @@ class _Recorder:
                 self.child = subprocess.Popen(list(self.request.command))  # noqa: S603 (it is the user's own)
             except OSError as err:
                 raise UsageError(f"{self.request.command[0]}: cannot be run: {err.strerror}") from None
+            with suppress(OSError):
+                resource.prlimit(self.child.pid, resource.RLIMIT_NOFILE, self.limits)
             stack.callback(self._end_command)
 
     def _end_command(self) -> None:
@@ -340,7 +355,7 @@ class _Recorder:
         out: dict[str, Any] = {"file": found.path.name, "url": guest.url, "clock": found.clock}
         if found.clock != self.instance.clock:
             self.notes.append(f"guest {guest.name} has the clock {found.clock}, its host {self.instance.clock}")
-        vm = self.look.vm_of(guest.name)
+        vm = self.look.vm_of(guest.name, guest.url)
         if vm is None:
             if self.look.vms:
                 labels = ", ".join(vm.label for vm in self.look.vms)

@@ -27,6 +27,21 @@ CPUS_A_THREAD = 16
 _F_SETPIPE_SZ = 1031
 
 
+class Pipe:
+    """What pages pass through; one for all CPUs that a thread drains one after the other."""
+
+    def __init__(self) -> None:
+        """As large as may be."""
+        self.read, self.write = os.pipe2(os.O_CLOEXEC)
+        with suppress(OSError):
+            fcntl.fcntl(self.write, _F_SETPIPE_SZ, PIPE_BYTES)
+
+    def close(self) -> None:
+        """Close both ends."""
+        os.close(self.read)
+        os.close(self.write)
+
+
 class CpuSpool:
     """One CPU: ``source`` is its trace_pipe_raw, ``target`` the file, which must not exist."""
 
@@ -40,39 +55,36 @@ class CpuSpool:
         try:
             self.source = self._kept(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
             self._file = self._kept(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
-            self._out, self._in = (self._kept(fd) for fd in os.pipe2(os.O_CLOEXEC))
         except OSError:
             self.close()
             raise
-        with suppress(OSError):
-            fcntl.fcntl(self._in, _F_SETPIPE_SZ, PIPE_BYTES)
 
     def _kept(self, descriptor: int) -> int:
         self._open.append(descriptor)
         return descriptor
 
-    def drain(self, limit: int) -> int:
+    def drain(self, pipe: Pipe, limit: int) -> int:
         """Move the whole pages that are there, about ``limit`` bytes at most; how many bytes."""
         moved = 0
         while moved < limit:
             try:
-                count = libc.splice(self.source, self._in, PIPE_BYTES, libc.SPLICE_MOVE | libc.SPLICE_NONBLOCK)
+                count = libc.splice(self.source, pipe.write, PIPE_BYTES, libc.SPLICE_MOVE | libc.SPLICE_NONBLOCK)
             except BlockingIOError:
                 break
             if not count:
                 break
             left = count
             while left:
-                left -= libc.splice(self._out, self._file, left, libc.SPLICE_MOVE)
+                left -= libc.splice(pipe.read, self._file, left, libc.SPLICE_MOVE)
             moved += count
             if count < PIPE_BYTES // 2:
                 break
         self.bytes += moved
         return moved
 
-    def finish(self) -> None:
+    def finish(self, pipe: Pipe) -> None:
         """Tracing is off: take all that is left, also pages that are not full."""
-        while self.drain(1 << 62):
+        while self.drain(pipe, 1 << 62):
             pass
         while True:
             try:
@@ -105,10 +117,8 @@ class Pump:
         self._wake = wake
         self._max = 1 << 62 if max_bytes is None else max_bytes
         self._ending = os.pipe2(os.O_CLOEXEC)
-        self._threads = [
-            threading.Thread(target=self._run, args=(spools[at : at + CPUS_A_THREAD],), daemon=True)
-            for at in range(0, len(spools), CPUS_A_THREAD)
-        ]
+        self._groups = [(Pipe(), spools[at : at + CPUS_A_THREAD]) for at in range(0, len(spools), CPUS_A_THREAD)]
+        self._threads = [threading.Thread(target=self._run, args=group, daemon=True) for group in self._groups]
 
     @property
     def bytes(self) -> int:
@@ -136,10 +146,17 @@ class Pump:
         if self.error is not None:
             raise self.error
         if not self.full:
-            for spool in self.spools:
-                spool.finish()
+            for pipe, spools in self._groups:
+                for spool in spools:
+                    spool.finish(pipe)
 
-    def _run(self, spools: Sequence[CpuSpool]) -> None:
+    def close(self) -> None:
+        """``stop``, and close what it has open; its spools are their maker's."""
+        self.stop()
+        while self._groups:
+            self._groups.pop()[0].close()
+
+    def _run(self, pipe: Pipe, spools: Sequence[CpuSpool]) -> None:
         poll = select.poll()
         by_source = {spool.source: spool for spool in spools}
         for source in by_source:
@@ -148,14 +165,21 @@ class Pump:
         looked = time.monotonic()
         try:
             while not self.full and self.error is None:
-                ready = {source for source, _ in poll.poll(EVERY * 1000)}
-                if self._ending[0] in ready:
-                    return
+                ready = set()
+                for descriptor, what in poll.poll(EVERY * 1000):
+                    if descriptor == self._ending[0]:
+                        return
+                    if what & select.POLLIN:
+                        ready.add(descriptor)
+                    else:
+                        # a CPU that was never there has no buffer (ring_buffer_poll_wait): it may get one, and is
+                        # looked at with all others
+                        poll.unregister(descriptor)
                 now = time.monotonic()
                 if now - looked >= EVERY:
                     looked, ready = now, set(by_source)
                 for source in ready:
-                    by_source[source].drain(self._room())
+                    by_source[source].drain(pipe, self._room())
                 if self.bytes >= self._max:
                     self.full = True
                     self._wake()

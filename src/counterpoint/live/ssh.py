@@ -69,14 +69,20 @@ e=$i/events
 [ -e $e/header_page ] || e=$t/events
 cat $e/header_page > $w/x; send header_page $w/x
 cat $t/events/header_event > $w/x; send header_event $w/x
-set -f; globs=; for a in "$@"; do globs="$globs $t/events/${a%%:*}/${a#*:}/format"; done; set +f
+set -f; globs=; some=; whole=
+for a in "$@"; do
+  f=$t/events/${a%%:*}/${a#*:}/format; globs="$globs $f"
+  case $a in *[*?]*:*) some="$some $f";; *:\*) whole="$whole $a";; *) some="$some $f";; esac
+done
+set +f
 grep -s '' /dev/null $t/events/ftrace/*/format $globs > $w/x; send formats $w/x
 cat /proc/kallsyms > $w/x; send kallsyms $w/x
 cat $t/printk_formats > $w/x; send printk_formats $w/x
 echo 0 > $i/tracing_on
 echo $clock > $i/trace_clock || die "it has no trace clock $clock"
 echo $kb > $i/buffer_size_kb || die "no buffers of $kb KB can be had there"
-for f in $globs; do
+set -f; for a in $whole; do echo "$a" >> $i/set_event; done 2>/dev/null; set +f
+for f in $some; do
   [ -e $f ] || continue
   f=${f%/format}; x=${f%/*}; echo ${x##*/}:${f##*/} >> $i/set_event
 done 2>/dev/null

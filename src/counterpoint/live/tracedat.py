@@ -157,10 +157,14 @@ def _kallsyms() -> bytes:
 
 def cmdlines_of(folder: PathText, more: Mapping[int, str] | None = None) -> bytes:
     """The names of threads: what the kernel saved, and ``more`` (thread: name) that it did not."""
-    text = _whole_lines(top_of(folder) / "saved_cmdlines")
+    return cmdlines(_whole_lines(top_of(folder) / "saved_cmdlines"), more or {})
+
+
+def cmdlines(text: bytes, more: Mapping[int, str]) -> bytes:
+    """The same of the text of saved_cmdlines."""
     known = {line.split(b" ", 1)[0] for line in text.splitlines()}
     lines = [text if not text or text.endswith(b"\n") else text + b"\n"]
-    for tid, name in (more or {}).items():
+    for tid, name in more.items():
         number = b"%d" % tid
         if number not in known:
             lines.append(number + b" " + name.replace("\n", " ").encode() + b"\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ MAX_BYTES = 64 << 20
 
 MAX_ENTRIES = 1 << 16
 """More hosts, guests, threads or pairs than this in one list are refused."""
+
+_K_LIMIT = 1 << 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class CapturedGuest:
 class Capture:
     """What ``capture.json`` says. ``clock_pairs``: by a recording's stem, in the order given.
 
+    ``ks``: by a recording's stem, K of arm64's stamps (docs/proof.md) as a closed interval.
     ``realtime_within_ns``: by how much the hosts' CLOCK_REALTIME may differ (None: not said).
     """
 
@@ -53,6 +56,7 @@ class Capture:
     guests: tuple[CapturedGuest, ...]
     clock_pairs: Mapping[str, tuple[ClockPair, ...]]
     realtime_within_ns: int | None = None
+    ks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: str | PathLike[str]) -> Capture:
@@ -85,6 +89,7 @@ def _capture(folder: Path, loaded: object) -> Capture:
     for stem, listed in _object(top.get("clock_pairs", {}), '"clock_pairs"').items():
         pairs[stem] = tuple(_pair(p, stem) for p in _list(listed, f'"clock_pairs" of {stem[:40]!r}'))
     within = top.get("realtime_within_ns")
+    ks = {stem: _k(ends, stem) for stem, ends in _object(top.get("k", {}), '"k"').items()}
     return Capture(
         folder,
         _file(folder, top.get("host"), '"host"'),
@@ -92,6 +97,7 @@ def _capture(folder: Path, loaded: object) -> Capture:
         tuple(_guest(folder, g) for g in _list(top.get("guests", []), '"guests"')),
         pairs,
         None if within is None else _integer(within, '"realtime_within_ns"', 0, 1 << 62),
+        ks,
     )
 
 
@@ -120,6 +126,14 @@ def _pair(loaded: object, stem: str) -> ClockPair:
         _integer(pair.get("bound_ns", 0), f'"bound_ns" {what}', 0, 1 << 62),
         str(pair.get("source", "kvm_get_clock"))[:80],
     )
+
+
+def _k(loaded: object, stem: str) -> tuple[int, int]:
+    what = f'"k" of {stem[:40]!r}'
+    ends = [_integer(end, what, -_K_LIMIT, _K_LIMIT) for end in _list(loaded, what)]
+    if len(ends) != 2 or ends[0] > ends[1]:
+        raise ValueError(f"{what} is not the least and the greatest")
+    return ends[0], ends[1]
 
 
 def _object(value: object, what: str) -> dict[str, Any]:
