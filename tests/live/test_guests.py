@@ -37,7 +37,8 @@ _BIND, _DETACH = 0x1000, 2
 
 
 def instances(root: Path) -> set[str]:
-    return set(os.listdir(root / "instances"))
+    # (others' come and go)
+    return {name for name in os.listdir(root / "instances") if name.startswith("counterpoint")}
 
 
 def work() -> None:
