@@ -32,7 +32,7 @@ from live.fake_tracer import FakeTracer
 from writers.worlds import tiny_pair
 
 WANTED = Wanted(["sched", "irq:*"], "x86-tsc", 4096, 77)
-MUTATIONS = 100_000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 10_000
+MUTATIONS = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 2_000
 
 
 @pytest.fixture

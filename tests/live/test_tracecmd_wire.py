@@ -123,7 +123,7 @@ def test_mutated_messages_make_no_traceback(recorded):  # noqa: F811
     _, tracer = recorded
     draw = random.Random(7)
     ended = 0
-    for _ in range(1000):
+    for _ in range(300):
         near, far = socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)
@@ -140,7 +140,7 @@ def test_mutated_messages_make_no_traceback(recorded):  # noqa: F811
                 client.close()
             near.close()
 
-    assert ended > 300
+    assert ended > 90
     assert tracer.journal.count("made") == tracer.journal.count("closed")
     # whatever was asked, if it was understood, was a list of events
     assert all(text in {"made", "described", "began", "ended", "closed"} for text in tracer.journal)

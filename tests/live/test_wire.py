@@ -9,6 +9,8 @@ import pytest
 from counterpoint.live import wire
 from counterpoint.live.wire import Command, Message, Reader, Request, Response, WireError, read_request, read_response
 
+MUTATIONS = 10_000
+
 # what trace-cmd 3.1.6 sent (record -A 127.0.0.1:8230 -e sched --file-version 6), and what its agent answered
 REQUEST = (
     b'\0\0\0K\0\0\0\6\0\0\0\20\0\0\0\0\0\0\0\0w-\35\333=\35\5"'
@@ -103,7 +105,7 @@ def test_a_message_that_is_too_long_is_not_sent():
 def test_mutated_messages_are_read_or_refused():
     draw = random.Random(6)
     counts = {"read": 0, "refused": 0, "waits": 0}
-    for number in range(10_000):
+    for number in range(MUTATIONS):
         data = bytearray(draw.choice([REQUEST, RESPONSE, REQUEST + RESPONSE]))
         for _ in range(draw.choice([1, 2, 5])):
             data[draw.randrange(len(data))] = draw.randrange(256)
@@ -122,4 +124,4 @@ def test_mutated_messages_are_read_or_refused():
         except WireError:
             counts["refused"] += 1
 
-    assert min(counts.values()) > 500
+    assert min(counts.values()) > MUTATIONS // 20
