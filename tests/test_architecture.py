@@ -14,6 +14,7 @@ ZIPAPP = (
     "dat_layout.py",
     "commands/main.py",
     "commands/common.py",
+    "commands/agent.py",
     "commands/offsets.py",
     "commands/doctor.py",
     "commands/record.py",

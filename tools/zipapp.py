@@ -16,6 +16,7 @@ PARTS = (
     "errors.py",
     "dat_layout.py",
     "commands/__init__.py",
+    "commands/agent.py",
     "commands/common.py",
     "commands/doctor.py",
     "commands/main.py",

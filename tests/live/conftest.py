@@ -21,7 +21,15 @@ HERE = Path(__file__).parent
 collect_ignore = (
     []
     if os.environ.get("COUNTERPOINT_LIVE") == "1"
-    else ["test_inject.py", "test_kvm.py", "test_offsets.py", "test_record.py", "test_tracefs.py", "test_vms.py"]
+    else [
+        "test_guests.py",
+        "test_inject.py",
+        "test_kvm.py",
+        "test_offsets.py",
+        "test_record.py",
+        "test_tracefs.py",
+        "test_vms.py",
+    ]
 )
 """What looks at the running kernel, and stops other processes' threads, runs when it is asked for: make test-live."""
 

@@ -35,7 +35,7 @@ def test_it_runs_alone(tmp_path):
 
     doctor = run(file, "doctor")
     assert doctor.returncode in (0, 1) and "machine" in doctor.stdout, doctor.stderr
-    for name in ("offsets", "record", "doctor"):
+    for name in ("offsets", "record", "doctor", "agent"):
         assert run(file, name, "--help").returncode == 0
     other = run(file, "sync", "host.dat", "guest.dat")
     assert other.returncode == 2 and "it needs the whole package" in other.stderr

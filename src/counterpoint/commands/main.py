@@ -22,6 +22,7 @@ COMMANDS = {
     "info": "what a recording holds",
     "offsets": "live: every VM and vCPU of this host, its offset by every source that works here",
     "record": "live: this host and guests beside it, into a capture folder",
+    "agent": "a guest's side of record: serves this machine's trace to its host",
     "doctor": "what this machine can do, and what mends each lack",
     "simulate": "make a world whose truth is known, as recordings",
 }

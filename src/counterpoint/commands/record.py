@@ -70,8 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("guests and offsets")
     group.add_argument(
         "--guest", action="append", default=[], metavar="[NAME=]URL",
-        help="record this guest too: ssh://[USER@]HOST[:PORT] needs nothing but a shell there (repeatable). NAME, the"
+        help="record this guest too: ssh://[USER@]HOST[:PORT] needs nothing but a shell there; vsock://CID[:PORT],"
+        " unix://PATH:PORT (Firecracker), tcp://HOST[:PORT], serial:///dev/DEVICE: an agent (repeatable). NAME, the"
         " VM's name or its VMM's process id, says which VM it is where there are several",
+    )  # fmt: skip
+    group.add_argument(
+        "--guest-secret", metavar="FILE",
+        help="what counterpoint agent in the guests has too; without it, or with trace-cmd+URL, it is trace-cmd agent",
     )  # fmt: skip
     group.add_argument("--ssh-command", metavar="CMD", default="ssh", help="in place of ssh, e.g. 'ssh -i key'")
     group.add_argument(
@@ -124,7 +129,7 @@ def _request(args: argparse.Namespace) -> Request:
         condition=None if args.snapshot_on is None else Condition(args.snapshot_on),
         after=after,
         clock=args.clock,
-        guests=[make(text, ssh_command=args.ssh_command) for text in args.guest],
+        guests=[make(text, ssh_command=args.ssh_command, secret_file=args.guest_secret) for text in args.guest],
         vmm=args.vmm,
         probes=not args.no_probes,
         kallsyms=not args.no_kallsyms,

@@ -59,8 +59,11 @@ class GuestTracer(Protocol):
         """Leave the guest as it was, whatever has happened; again and again is no error."""
 
 
-def make(text: str, *, ssh_command: str = "ssh") -> GuestTracer:
-    """The source that ``[NAME=]URL`` names. UsageError where there is none of that kind, or the URL is not its."""
+def make(text: str, *, ssh_command: str = "ssh", secret_file: str | None = None) -> GuestTracer:
+    """The source that ``[NAME=]URL`` names. UsageError where there is none of that kind, or the URL is not its.
+
+    ``secret_file``: what Counterpoint's own agents have too; without it an agent is trace-cmd's.
+    """
     name, equals, url = text.partition("=")
     if not equals or "://" in name:
         name, url = "", text
@@ -69,4 +72,11 @@ def make(text: str, *, ssh_command: str = "ssh") -> GuestTracer:
         from counterpoint.live.ssh import SshGuest
 
         return SshGuest(url, name, ssh_command)
-    raise UsageError(f"--guest {text}: ssh://[USER@]HOST[:PORT] is expected")
+    from counterpoint.live.wired import is_wired, wired
+
+    if is_wired(url):
+        return wired(url, name, secret_file)
+    raise UsageError(
+        f"--guest {text}: ssh://[USER@]HOST[:PORT] is expected, or an agent's vsock://CID[:PORT], unix://PATH[:PORT],"
+        " tcp://HOST[:PORT] or serial:///dev/DEVICE"
+    )
