@@ -263,7 +263,7 @@ def _print_timeline(out: Console, result: SyncResult) -> None:
     if timeline.unplaced:
         text += f"; {timeline.unplaced} events are left out, their clock map is not known"
     if timeline.unproved:
-        text += f"; the place of {timeline.unproved} is not proved (a map in doubt, or the host saw nothing there)"
+        text += f"; {timeline.unproved} are placed where nothing proves it (the host saw nothing there, or a map is in doubt)"
     out.print(text)
     rate = timeline.rate
     if rate is not None and rate.source != "clock":
