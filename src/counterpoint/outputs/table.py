@@ -263,7 +263,8 @@ def _print_timeline(out: Console, result: SyncResult) -> None:
     if timeline.unplaced:
         text += f"; {timeline.unplaced} events are left out, their clock map is not known"
     if timeline.unproved:
-        text += f"; {timeline.unproved} are placed where nothing proves it (the host saw nothing there, or a map is in doubt)"
+        text += f"; {timeline.unproved} are placed where nothing proves it"
+        text += " (the host saw nothing there, or a map is in doubt)"
     out.print(text)
     rate = timeline.rate
     if rate is not None and rate.source != "clock":
