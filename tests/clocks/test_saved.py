@@ -15,6 +15,7 @@ from counterpoint.clocks import saved
 from counterpoint.clocks.band import Band
 from counterpoint.clocks.counter import MASK
 from counterpoint.clocks.cpu_clock import CpuClock, End, Reach, Through
+from counterpoint.clocks.known_counter import ArchCounter
 from counterpoint.clocks.machines import GuestClock, MachineClock, Maps
 from counterpoint.clocks.maps import Epoch
 from counterpoint.clocks.pairs import ClockPair
@@ -94,8 +95,12 @@ def some_maps(random: Random) -> Maps:
         unit = random.choice(("ticks", "ns"))
         rate = random.choice((None, Rate(random.randrange(1, 1 << 32), random.randrange(33), "by a test")))
         span = random.choice((None, (stamp(random), stamp(random))))
+        clock, counter = random.choice(("some clock", "mono_raw")), None
+        if clock == "mono_raw" and random.random() < 0.5:
+            k = random.randrange(-(1 << 90), 1 << 90)
+            counter = ArchCounter(24_000_000, k, clock, k + random.randrange(1 << 40), "recording")
         return MachineClock(
-            name, "some clock", unit, rate, span, random.choice(("", "aarch64")), random.choice((None, -5))
+            name, clock, unit, rate, span, random.choice(("", "aarch64")), random.choice((None, -5)), counter
         )
 
     def cpu(number: int) -> CpuClock:

@@ -27,6 +27,7 @@ PLAIN: Shape = {"name": str, "file": str, "clock": str, "cpus": int, "events": i
 RECORDING: Shape = PLAIN | {
     "unit": str, "rate": optional({"mult": int, "shift": int, "source": str}), "from": optional(int),
     "to": optional(int), "arch": optional(str), "date_us": optional(int),
+    "arch_counter": optional({"hz": int, "k": [int], "source": str}),
 }  # fmt: skip
 WITNESS: Shape = {
     "bound": int, "guest_stamp": int, "guest_event": str, "host_window": [optional(int)],

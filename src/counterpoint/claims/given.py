@@ -20,13 +20,11 @@ from typing import TypeGuard
 
 from counterpoint.claims.model import Claim, CounterClaim
 from counterpoint.clocks.counter import to_signed
+from counterpoint.clocks.known_counter import K_LIMIT
 from counterpoint.errors import BadFileError, UsageError
 
 SOURCE = "given"
 LIMIT = (1 << 64) - 1
-K_LIMIT = 1 << 127
-"""Far more than any K: 64-bit ticks times a mult of 32 bits."""
-
 K_WIDTH = 1 << 90
 """An interval of K wider than this, of some 2**60 ticks, tells nothing."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from counterpoint.clocks.answers import Answers, Candidates, Reasons, Status, settle
 from counterpoint.clocks.counter import I64, U64, Bools, add
 from counterpoint.clocks.cpu_clock import CpuClock, Span, part_of
+from counterpoint.clocks.known_counter import ArchCounter
 from counterpoint.clocks.pairs import ClockPair
 from counterpoint.clocks.rate import Rate
 
@@ -20,6 +21,7 @@ class MachineClock:
 
     ``span``: the first and the last stamp of the recording (None: it has none). ``arch``: the machine's as the kernel
     calls it ("": not known). ``date_us``: what trace-cmd's ``--date`` adds to stamps in ns to make them wall time.
+    ``counter``: arm64's counter behind a clock in ns, where K of the clock is known.
     """
 
     name: str
@@ -29,6 +31,7 @@ class MachineClock:
     span: tuple[int, int] | None = None
     arch: str = ""
     date_us: int | None = None
+    counter: ArchCounter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,14 @@ class GuestClock:
 class Maps:
     """What recordings tell of how the clocks of machines relate: all that a conversion needs, and no events.
 
-    ``pairs``: host trace-clock stamps (as ``counter``) at known times of the host's CLOCK_REALTIME.
+    ``pairs``: host trace-clock stamps (as ``counter``) at known times of the host's CLOCK_REALTIME. ``notes``: what was
+    left out, and why.
     """
 
     host: MachineClock
     guests: tuple[GuestClock, ...]
     pairs: tuple[ClockPair, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def guest(self, name: str | None = None) -> GuestClock:
         """The guest called ``name``, or the only one (None); KeyError: none such, or several."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from counterpoint.clocks.band import Band
 from counterpoint.clocks.counter import MASK, to_signed
 from counterpoint.clocks.cpu_clock import CpuClock, End, Reach, Through
+from counterpoint.clocks.known_counter import K_LIMIT, ArchCounter
 from counterpoint.clocks.machines import GuestClock, MachineClock, Maps
 from counterpoint.clocks.maps import Epoch
 from counterpoint.clocks.pairs import ClockPair
@@ -43,7 +44,13 @@ def machine_keys(machine: MachineClock) -> Json:
         "to": last,
         "arch": machine.arch or None,
         "date_us": machine.date_us,
+        "arch_counter": None if machine.counter is None else _counter(machine.counter),
     }
+
+
+def _counter(counter: ArchCounter) -> Json:
+    k = [counter.k, counter.k if counter.k_hi is None else counter.k_hi]
+    return {"hz": counter.frequency, "k": k, "source": counter.source}
 
 
 def vcpu_keys(clock: CpuClock) -> Json:
@@ -129,15 +136,32 @@ def _machine(item: Json, where: str) -> MachineClock:
     if unit not in _UNITS:
         raise ValueError(f"{where}.unit is none of {', '.join(_UNITS)}")
     first, last = _get(item, "from", where, _stamp_or_none), _get(item, "to", where, _stamp_or_none)
+    clock = _get(item, "clock", where, _text)
+    known = item.get("arch_counter")
     return MachineClock(
         _get(item, "name", where, _text),
-        _get(item, "clock", where, _text),
+        clock,
         unit,
         _get(item, "rate", where, _or_none(_rate)),
         None if first is None or last is None else (first, last),
         _get(item, "arch", where, _or_none(_text)) or "",
         _get(item, "date_us", where, _or_none(_integer)),
+        None if known is None else _counter_from(known, clock, f"{where}.arch_counter"),
     )
+
+
+def _counter_from(value: object, clock: str, where: str) -> ArchCounter:
+    item = _object(value, where)
+    hz, (lo, hi) = _get(item, "hz", where, _integer), _get(item, "k", where, _pair_of(_wide))
+    source = _get(item, "source", where, _text)
+    # the clock is held against what the factors are known of
+    return _said(lambda: ArchCounter(hz, lo, clock, hi, source), where)  # type: ignore[arg-type]
+
+
+def _wide(value: object, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > K_LIMIT:
+        raise ValueError(f"{where} is no K")
+    return value
 
 
 def _rate(value: object, where: str) -> Rate:

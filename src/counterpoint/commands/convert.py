@@ -15,11 +15,11 @@ from counterpoint.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from counterpoint.clocks.known_counter import ArchCounter
     from counterpoint.clocks.machines import MachineClock, Maps
     from counterpoint.clocks.pairs import ClockPair
     from counterpoint.clocks.wall import Wall
     from counterpoint.outputs.conversion import Conversion
-    from counterpoint.timeline.stamps import ArchCounter
     from counterpoint.traces.recording import Recording
 
 MAX_WARNINGS = 20
@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "arguments", metavar="RECORDING|VALUE", nargs="*",
-        help="HOST GUEST... (trace.dat), and values: 123, 0x7b, 12.345678901 (a clock in ns), '[ 12.345678] text',"
-        " 2026-11-25T04:08:10.5Z or @SECONDS (--to guest); a file with such a name is ./123",
+        help="HOST GUEST... (trace.dat) or a capture folder, and values: 123, 0x7b, 12.345678901 (a clock in ns),"
+        " '[ 12.345678] text', 2026-11-25T04:08:10.5Z or @SECONDS (--to guest); a file with such a name is ./123",
     )  # fmt: skip
     parser.add_argument("--map", metavar="FILE", help="what sync -o FILE.json wrote, in place of the recordings")
     group = parser.add_argument_group("what is converted")
@@ -133,8 +133,8 @@ def _check(args: argparse.Namespace, values: list[str], recordings: list[str]) -
         )
     if args.map and recordings:
         raise UsageError(f"{recordings[0]} is no value, and --map stands in place of recordings")
-    if not args.map and len(recordings) < 2:
-        raise UsageError("the recordings of a host and a guest are needed, or --map FILE")
+    if not args.map and len(recordings) < 2 and not (recordings and Path(recordings[0]).is_dir()):
+        raise UsageError("the recordings of a host and a guest are needed, or a capture folder, or --map FILE")
     if args.map and (said := [name for name in CLAIM_FLAGS if getattr(args, name)]):
         raise UsageError(f"--{said[0].replace('_', '-')} is about recordings: give it to the sync that writes the map")
     if (args.csv is None) != (args.column is None):
@@ -166,6 +166,8 @@ def _maps(args: argparse.Namespace, recordings: list[str]) -> tuple[Maps, dict[s
         result = run_sync(args)
         warn_all(result)
         maps = maps_of(result)
+        for text in maps.notes:
+            warn(text)
         sources = {result.host_name: result.host} | {g.name: g.recording for g in result.guests}
     return replace(maps, pairs=(*maps.pairs, *_pairs(args.realtime, maps.host))), sources
 
@@ -215,18 +217,18 @@ def _conversion(args: argparse.Namespace, maps: Maps, sources: dict[str, Recordi
     }
     other = {"host": "guest", "guest": "host"}
     return Conversion(
-        maps, guest.name, args.to, args.cpu, args.unit, printk, args.extrapolate, _wall(maps),
+        maps, guest.name, args.to, args.cpu, args.unit, printk, args.extrapolate, _wall(args, maps),
         counters[other[args.to]], counters[args.to],
     )  # fmt: skip
 
 
-def _wall(maps: Maps) -> Wall | None:
+def _wall(args: argparse.Namespace, maps: Maps) -> Wall | None:
     from counterpoint.clocks.wall import Wall
 
     try:
         wall = Wall.of(maps.host, maps.pairs)
     except ValueError as err:
-        raise UsageError(f"--realtime: {err}") from None
+        raise UsageError(f"{'--realtime' if args.realtime else 'the clock pairs'}: {err}") from None
     if wall is None and maps.pairs:
         warn(f"how long a tick of {maps.host.name} is is not known: one wall time alone tells of no other")
     if wall is not None and wall.was_set is not None:
@@ -241,16 +243,19 @@ def _wall(maps: Maps) -> Wall | None:
 def _counter(
     args: argparse.Namespace, machine: MachineClock, k: int | None, flag: str, sources: dict[str, Recording]
 ) -> ArchCounter | None:
-    """arm64's counter behind a machine's clock, where K is given; held against the machine's stamps where they are."""
-    from counterpoint.clocks.arch_counter import find_lattice
-    from counterpoint.timeline.stamps import ArchCounter
+    """arm64's counter behind a machine's clock: as the proof knows it, or by the K that is given, which is checked."""
+    from counterpoint.clocks.known_counter import ArchCounter
+    from counterpoint.proof.lattices import lattice_of_recording
 
+    known, frequency, recording = machine.counter, args.frequency, sources.get(machine.name)
+    if known is not None and frequency not in (None, known.frequency):
+        raise UsageError(f"--frequency {frequency}: the counter of {machine.name} runs at {known.frequency} Hz")
     if k is None:
-        return None
-    frequency, recording = args.frequency, sources.get(machine.name)
-    if frequency is None and recording is not None and machine.clock in ("mono_raw", "local"):
-        found = find_lattice(recording.stamp, machine.clock)  # type: ignore[arg-type]
-        frequency = found.scale.frequency if found and not found.multiples else None
+        return known
+    if known is not None:
+        frequency = known.frequency
+    elif frequency is None and recording is not None and (found := lattice_of_recording(recording)) is not None:
+        frequency = found.scale.frequency if not found.multiples else None
     if frequency is None:
         raise UsageError(f"{flag} {k}: the counter's frequency is needed too (--frequency HZ)")
     try:
@@ -259,6 +264,8 @@ def _counter(
         raise UsageError(f"{flag}: {err}") from None
     if recording is not None and not counter.explains(recording.stamp):
         raise UsageError(f"{flag} {k}: at {frequency} Hz no tick of the counter has the stamps of {machine.name}")
+    if known is not None and not known.k <= k <= (known.k if known.k_hi is None else known.k_hi):
+        raise UsageError(f"{flag} {k}: K of {machine.name} is from {known.k} to {known.k_hi} (by: {known.source})")
     return counter
 
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from counterpoint.clocks.answers import Answers, Status
 from counterpoint.clocks.counter import I64, U64, add
+from counterpoint.clocks.known_counter import ArchCounter
 from counterpoint.clocks.machines import MachineClock, Maps
 from counterpoint.clocks.wall import Wall, WallTimes
-from counterpoint.timeline.stamps import ArchCounter, read_stamps, resolve, wall_text
+from counterpoint.timeline.stamps import read_stamps, resolve, wall_text
 
 Record = dict[str, Any]
 

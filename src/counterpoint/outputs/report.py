@@ -66,7 +66,7 @@ def sync_report(result: SyncResult, *, merged: bool = True, pairs: Iterable[Cloc
             "unproved": timeline.unproved,
             "ns_source": rate.source if rate else None,
         }
-    out["warnings"] = [*result.warnings, *(w for g in result.guests for w in g.warnings)]
+    out["warnings"] = [*result.warnings, *(w for g in result.guests for w in g.warnings), *maps.notes]
     return out
 
 

@@ -127,7 +127,9 @@ class VcpuProver:
         if len(part.fit.candidates) > 1:
             return f"{len(part.fit.candidates)} intervals of offsets hold its events"
         needed = part.fit.needed if part.source == BY_CAUSALITY else EVIDENCE_FOR_CLAIM
-        return f"chance may have put its events in run windows: {epoch.evidence} bits of evidence, {needed} are needed"
+        return (
+            f"chance may have put its events into run windows: {epoch.evidence} bits of evidence, {needed} are needed"
+        )
 
     # -- epochs
 

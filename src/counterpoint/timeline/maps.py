@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from counterpoint.clocks.counter import relative, to_signed
 from counterpoint.clocks.cpu_clock import CpuClock, End, Through
+from counterpoint.clocks.known_counter import ArchCounter
 from counterpoint.clocks.machines import GuestClock, MachineClock, Maps
 from counterpoint.clocks.maps import Epoch
 from counterpoint.clocks.pairs import ClockPair
@@ -24,6 +25,7 @@ from counterpoint.proof.relation import relation_of
 from counterpoint.proof.verdicts import VcpuProof, Verdict
 from counterpoint.proof.windows import RunWindows
 from counterpoint.timeline.proving import GuestProof
+from counterpoint.timeline.stamps import pairs_of_counter
 from counterpoint.timeline.sync import SyncResult
 from counterpoint.traces.arch import machine_of
 from counterpoint.traces.rates import rate_of
@@ -35,10 +37,11 @@ MAX_FILE = 1 << 26
 
 def maps_of(result: SyncResult, pairs: Iterable[ClockPair] = ()) -> Maps:
     """The maps of a proof. ``pairs``: host trace-clock stamps at known times of the host's CLOCK_REALTIME."""
-    host = _machine(result.host, result.host_name, result.rate)
+    host = _machine(result.host, result.host_name, result.rate, result.guests)
+    told, notes = _told_pairs(result, host)
     recordings = {result.host_name: result.host} | {g.name: g.recording for g in result.guests}
-    guests = [_guest(guest, recordings[guest.parent], result.host_name) for guest in result.guests]
-    return Maps(host, tuple(guests), tuple(pairs))
+    guests = [_guest(guest, recordings[guest.parent], result) for guest in result.guests]
+    return Maps(host, tuple(guests), (*told, *pairs), notes)
 
 
 def read_map(path: str | PathLike[str]) -> Maps:
@@ -56,23 +59,53 @@ def read_map(path: str | PathLike[str]) -> Maps:
         raise BadFileError(f"is no map that sync -o FILE.json writes: {err}", path) from None
 
 
-def _machine(recording: Recording, name: str, rate: Rate | None) -> MachineClock:
+def _told_pairs(result: SyncResult, host: MachineClock) -> tuple[list[ClockPair], tuple[str, ...]]:
+    """A capture's pairs of the host's counter and wall time, by its trace clock; or why they are of no use."""
+    pairs = result.wall.pairs.get(host.name, ()) if result.wall else ()
+    try:
+        return pairs_of_counter(pairs, host, host.counter), ()
+    except ValueError as err:
+        return [], (f"the clock pairs of {host.name} do not tell its wall time: {err}",)
+
+
+def _machine(recording: Recording, name: str, rate: Rate | None, guests: Sequence[GuestProof]) -> MachineClock:
     span = None
     if len(recording):
         # a counter may run over 2^64 in a recording: order by signed distance from one of the stamps
         away = relative(recording.stamp, int(recording.stamp[0]))
         span = int(recording.stamp[away.argmin()]), int(recording.stamp[away.argmax()])
     date = recording.options.date_offset_us if recording.unit == "ns" else None
-    return MachineClock(name, recording.clock, recording.unit, rate, span, machine_of(recording), date)
+    return MachineClock(
+        name,
+        recording.clock,
+        recording.unit,
+        rate,
+        span,
+        machine_of(recording),
+        date,
+        _counter(name, recording.clock, guests),
+    )
 
 
-def _guest(guest: GuestProof, parent: Recording, host_name: str) -> GuestClock:
+def _counter(name: str, clock: str, guests: Sequence[GuestProof]) -> ArchCounter | None:
+    """arm64's counter behind a machine's clock, where its frequency and K are known, given or found."""
+    for guest in guests:
+        info = guest.counter
+        if info is None or info.hz is None or info.others or clock not in ("mono_raw", "local"):
+            continue
+        for k, of in ((info.host_k, guest.parent), (info.guest_k, guest.name)):
+            if k is not None and of == name:
+                return ArchCounter(info.hz, k.lo, clock, k.hi, k.source)  # type: ignore[arg-type]
+    return None
+
+
+def _guest(guest: GuestProof, parent: Recording, result: SyncResult) -> GuestClock:
     relation = relation_of(parent, guest.recording)
     # two clocks in ns over one counter: both round down
     rounding = 1 if relation.constant and guest.recording.unit == "ns" else 0
     changed = _changed(guest)
-    cpus = [_cpu(guest, vcpu, rounding, changed, is_nested=guest.parent != host_name) for vcpu in guest.vcpus]
-    machine = _machine(guest.recording, guest.name, rate_of(guest.recording))
+    cpus = [_cpu(guest, vcpu, rounding, changed, is_nested=guest.parent != result.host_name) for vcpu in guest.vcpus]
+    machine = _machine(guest.recording, guest.name, rate_of(guest.recording), result.guests)
     return GuestClock(machine, guest.parent, tuple(cpus))
 
 

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, timezone
 from enum import IntEnum
-from typing import Literal
 
 import numpy as np
 
-from counterpoint.clocks.arch_counter import scale_of
 from counterpoint.clocks.counter import I64, MASK, U64, add
+from counterpoint.clocks.known_counter import ArchCounter
 from counterpoint.clocks.machines import MachineClock
 from counterpoint.clocks.pairs import ClockPair
 from counterpoint.clocks.wall import Wall
@@ -144,44 +143,6 @@ def _seconds_of(found: re.Match[str]) -> int:
     return int((moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1))
 
 
-@dataclass(frozen=True, slots=True)
-class ArchCounter:
-    """arm64's counter behind a trace clock in ns: stamps are ``(ticks * mult + k) >> shift``.
-
-    ``frequency`` in Hz; ``k`` as in clocks.arch_counter. ValueError for a frequency or a clock of which the factors are
-    not known.
-    """
-
-    frequency: int
-    k: int
-    clock: Literal["mono_raw", "local"] = "mono_raw"
-
-    def __post_init__(self) -> None:
-        """Refuse what has no factors."""
-        if self.clock not in ("mono_raw", "local"):
-            raise ValueError(f"the clock {self.clock} is not the counter times a constant, as mono_raw and local are")
-        if scale_of(self.frequency, self.clock) is None:
-            raise ValueError(f"{self.frequency} Hz is not from 1 Hz to 1 GHz")
-
-    def explains(self, stamps: U64) -> bool:
-        """Whether each of the stamps u64[n] is that of a tick."""
-        scale = scale_of(self.frequency, self.clock)
-        assert scale is not None
-        return bool((scale.to_ns(scale.to_ticks(stamps, self.k), self.k) == stamps).all())
-
-    def stamps(self, ticks: U64) -> U64:
-        """Trace-clock stamps u64[n] of counter values u64[n]."""
-        scale = scale_of(self.frequency, self.clock)
-        assert scale is not None
-        return scale.to_ns(ticks, self.k)
-
-    def ticks(self, early: U64, late: U64) -> tuple[U64, U64]:
-        """The first and the last counter value u64[n] at stamps from ``early`` to ``late`` u64[n]."""
-        scale = scale_of(self.frequency, self.clock)
-        assert scale is not None
-        return scale.to_ticks(early, self.k), add(scale.to_ticks(add(late, 1), self.k), -1)
-
-
 def counter_reason(machine: MachineClock) -> str:
     """Why a value of a machine's counter cannot be told to be a stamp of its recording."""
     if machine.unit == "ns" and machine.clock in ("mono_raw", "local"):
@@ -207,10 +168,13 @@ def pairs_of_counter(
         return pairs
     if counter is None and pairs:
         raise ValueError(counter_reason(machine))
-    values = np.array([pair.counter for pair in pairs], np.uint64)
-    stamps = values.tolist() if counter is None else counter.stamps(values).tolist()
+    if counter is None:
+        return []
+    least, most = counter.stamps(np.array([pair.counter for pair in pairs], np.uint64))
     # a stamp is its tick cut to whole ns
-    return [replace(p, counter=s, bound_ns=p.bound_ns + 1) for p, s in zip(pairs, stamps, strict=True)]
+    apart = (most - least + np.uint64(1)).tolist()
+    stamps = zip(pairs, least.tolist(), apart, strict=True)
+    return [replace(p, counter=stamp, bound_ns=p.bound_ns + width) for p, stamp, width in stamps]
 
 
 def printk_offset(machine: MachineClock, given: int | None) -> int:
@@ -273,7 +237,7 @@ def resolve(
             ends[rows] = machine.rate.from_ns(ends[rows].view(np.int64))[at]
     rows = counts[Kind.COUNTER]
     if counter is not None:
-        lo[rows], hi[rows] = counter.stamps(lo[rows]), counter.stamps(hi[rows])
+        lo[rows], hi[rows] = counter.stamps(lo[rows])[0], counter.stamps(hi[rows])[1]
     elif machine.unit != "ticks":
         refuse(rows, counter_reason(machine))
     rows = counts[Kind.PRINTK]

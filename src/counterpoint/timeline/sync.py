@@ -68,6 +68,7 @@ class SyncResult:
     rate: Rate | None
     warnings: tuple[str, ...] = field(default=())
     hosts: tuple[FurtherHost, ...] = ()
+    wall: HostPairs | None = None
 
     def rate_on(self, host: str | None) -> Rate | None:
         """The rate of a host's clock; ``host`` None: the first's."""
@@ -234,6 +235,7 @@ def sync(
         next((rate for r in by_name.values() if r.unit == host_recording.unit and (rate := rate_of(r))), None),
         tuple(dict.fromkeys(warnings)),
         further,
+        wall,
     )
 
 
