@@ -92,6 +92,7 @@ class VcpuProver:
         if not parts:
             parts = [self._unbounded_part(usable)]
         for part in parts:
+            self._beware(part, late)
             stray += self._doubt(part)
         if self._drifts(parts):
             stray.append(DRIFT)
@@ -119,6 +120,19 @@ class VcpuProver:
         """Whether all events, but for a few, fall between the thread's first and last kvm event."""
         host, windows = self.track.guest - part.offset, self.thread.windows
         return int(((host < windows.first) | (host > windows.last)).sum()) < MIN_BETWEEN
+
+    def _beware(self, part: Part, late: list[tuple[int, int]]) -> None:
+        """Leave out of the sure events those that may be stamped late, of a sub-buffer that the part ends with.
+
+        Its first event is stamped rightly. ``late``: the runs that were recognised.
+        """
+        for begin, end in self.track.late:
+            if begin < part.last <= end and begin + 1 < part.sure[1] and not any(begin <= a < end for a, _ in late):
+                part.sure = part.sure[0], max(begin + 1, part.sure[0] + 1)
+                outcome = check(self.track.guest[slice(*part.sure)], part.offset, self.thread)
+                if part.fit.is_unique and outcome.feasible is not None:
+                    best = Candidate(*outcome.feasible, outcome.inside, outcome.evidence)
+                    part.fit, part.usable = replace(part.fit, candidates=(best,)), None
 
     def _doubt(self, part: Part) -> list[str]:
         """Notes on events of the part that its offset puts out of sight without reason; they leave it in doubt."""
@@ -198,7 +212,10 @@ class VcpuProver:
         """
         guest, count = self.track.guest, len(self.track.guest)
         offsets = [self._relative(claim) for claim in chain]
-        # runs[j][c]: how far claim j holds from event c on
+        # runs[j][c]: how far claim j holds from event c on; where the stamps step back the counter was set
+        every = np.arange(count + 1)
+        back = np.append(np.flatnonzero(guest[1:] < guest[:-1]) + 1, count)
+        steps = np.append(back, count)[np.searchsorted(back, every, side="right")]
         runs = []
         for claim, offset in zip(chain, offsets, strict=True):
             begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
@@ -208,7 +225,7 @@ class VcpuProver:
             if end is not None:
                 bad |= guest - offset >= end
             stops = np.append(np.flatnonzero(bad), count)
-            runs.append(stops[np.searchsorted(stops, np.arange(count + 1))])
+            runs.append(np.minimum(stops[np.searchsorted(stops, every)], steps))
         cuts = self._cuts(offsets, runs)
         if cuts is None:
             return None
@@ -398,7 +415,7 @@ class VcpuProver:
             evidence=outcome.evidence if known else 0,
             guest_sure=(
                 None if first_epoch else self._stamp(part.sure[0]),
-                None if last_epoch else self._stamp(part.sure[1] - 1),
+                None if last_epoch and part.sure[1] >= part.last else self._stamp(part.sure[1] - 1),
             ),
             low=self._witness(sure, sure_at, part.offset, low=True),
             high=self._witness(sure, sure_at, part.offset, low=False),

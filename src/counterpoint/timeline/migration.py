@@ -202,14 +202,22 @@ class _Search:
             found = sorted([*found, stay], key=lambda s: s.first)
         out: list[_Stay] = []
         for stay in found:
-            if out and (out[-1].host, out[-1].proof.host_tid) == (stay.host, stay.proof.host_tid):
-                # an offset that changed there
-                reach = out[-1].reach[0], stay.reach[1]
-                out[-1] = replace(out[-1], last=stay.last, proof=stay.proof, reach=reach)
+            if out and (both := self._one(out[-1], stay)):
+                out[-1] = both
             else:
                 before = sum(s.host == stay.host for s in out)
                 out.append(replace(stay, visit=max(before, bool(out) - stay.host)))
         return out
+
+    def _one(self, left: _Stay, right: _Stay) -> _Stay | None:
+        """Two stays as one, of several offsets; None where something else lies between them."""
+        if (left.host, left.proof.host_tid) != (right.host, right.proof.host_tid):
+            return None
+        first, last = left.reach[0], right.reach[1]
+        proof = self._proof(left.host, first, last, back=left.visit > 0 and not left.host)
+        if proof is None or proof.host_tid != left.proof.host_tid:
+            return None
+        return replace(left, last=right.last, proof=proof, reach=(first, last))
 
     def _another(self, found: list[_Stay], asked: set[tuple[int, int, int]]) -> _Stay | None:
         """One more stay, in what those that were ``found`` leave; ``asked``: what was tried in vain."""
@@ -377,9 +385,9 @@ def _joined(
         if not len(rows):
             continue
         other = names[following.host]
+        either = " or on ".join(dict.fromkeys((host or names[0], other)))
         notes.append(
-            f"{len(rows)} events may be on {host or names[0]} or on {other}: neither saw them run, and they are on no"
-            " timeline"
+            f"{len(rows)} events may be on {either}: by what is known neither saw them run, and they are on no timeline"
         )
         if _unexplained(guest, rows, stay, following, pools) < MIN_BETWEEN:
             unplaced.append(_unplaced(guest, rows, (host, other)))
@@ -469,4 +477,5 @@ def _closed_at(guest: Recording, epoch: EpochProof) -> EpochProof:
     """The last epoch on a host that the guest left: it ends with its last event."""
     stamp = guest.stamp[epoch.rows[-1:]]
     host = int(epoch.as_epoch().to_host(stamp)[0]) if epoch.offset is not None else None
-    return replace(epoch, guest_to=int(stamp[0]), host_to=host, guest_sure=(epoch.guest_sure[0], int(stamp[0])))
+    sure = epoch.guest_sure[0], int(stamp[0]) if epoch.guest_sure[1] is None else epoch.guest_sure[1]
+    return replace(epoch, guest_to=int(stamp[0]), host_to=host, guest_sure=sure)
