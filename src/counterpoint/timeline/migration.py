@@ -223,6 +223,8 @@ class _Search:
         """One more stay, in what those that were ``found`` leave; ``asked``: what was tried in vain."""
         for left, right in zip([None, *found], [*found, None], strict=True):
             begin, end = left.last if left else 0, right.first if right else len(self.track.guest)
+            if left is None and right and not right.host and self._is_early(right):
+                continue
             beside = {s.host for s in (left, right) if s}
             # whoever comes after the last host first, and those before it last; a line found all of its own thread
             after = left.host if left else 0
@@ -239,6 +241,13 @@ class _Search:
                 if stay:
                     return stay
         return None
+
+    def _is_early(self, stay: _Stay) -> bool:
+        """Whether all but a few events before a stay would lie before its host's recording."""
+        host = self.pools[stay.host].host
+        guest = self.track.guest[: stay.first].view(np.uint64) + np.uint64(self.track.base)
+        stamps = stay.proof.epochs[0].as_epoch().to_host(guest)
+        return int((relative(stamps, host.base) >= _recorded(host)[0]).sum()) < MIN_BETWEEN
 
     def _stay(self, number: int, reach: tuple[int, int], proof: VcpuProof) -> _Stay | None:
         """The events of ``reach`` that the host saw; None: none of them."""
