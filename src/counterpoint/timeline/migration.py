@@ -127,7 +127,7 @@ def divide(
     left = {t.cpu: _goes_on(guest, t, stays[t.cpu], pools) for t in tracks}
     every = [stay for found in stays.values() for stay in found]
     if not any(left.values()) and not any(any(stay.group) for stay in every):
-        return tuple(_not_beyond(guest, t, p, stays[t.cpu]) for t, p in zip(tracks, whole, strict=True))
+        return tuple(_not_beyond(guest, t, p, stays[t.cpu], pools) for t, p in zip(tracks, whole, strict=True))
     proofs: dict[tuple[int, int, int], VcpuProof] = {}
     for host, visit in sorted({stay.group for stay in every}):
         parts = [t.part(s.first, s.last) for t in tracks for s in stays[t.cpu] if s.group == (host, visit)]
@@ -141,7 +141,7 @@ def divide(
         found = stays[track.cpu]
         stayed = len(found) == 1 and not found[0].host and not left[track.cpu] and final == (0, 0)
         if not found or (not found[0].host and len(found) == 1 and (stayed or found[0].last == len(track.rows))):
-            out.append(_not_beyond(guest, track, alone, found))
+            out.append(_not_beyond(guest, track, alone, found, pools))
             continue
         mine = [proofs[*s.group, track.cpu] for s in found]
         # a CPU that was seen last elsewhere than the others is missing there
@@ -156,14 +156,30 @@ def _final(tracks: list[Track], stays: dict[int, list[_Stay]]) -> tuple[int, int
     return max(((to_signed(stamp - ends[0][0]), group) for stamp, group in ends), default=(0, (0, 0)))[1]
 
 
-def _not_beyond(guest: Recording, track: Track, alone: VcpuProof, found: list[_Stay]) -> VcpuProof:
-    """A proof on the first host; where many events follow the last that it holds, these may be on another."""
-    if not found or len(track.rows) - found[-1].last < MIN_BETWEEN:
+def _not_beyond(
+    guest: Recording, track: Track, alone: VcpuProof, found: list[_Stay], pools: Sequence[ThreadPool]
+) -> VcpuProof:
+    """A proof on the first host; what follows the last that this saw of the vCPU may be on another, and is on none."""
+    if not found or found[-1].last == len(track.rows) or alone.host_tid is None:
         return alone
+    windows = pools[0].thread(alone.host_tid).real
     epoch = alone.epochs[-1]
-    sure = epoch.guest_sure[0], int(guest.stamp[track.rows[found[-1].last - 1]])
-    note = f"{len(track.rows) - found[-1].last} events follow the last that its host saw: they may be on another host"
-    return replace(alone, epochs=(*alone.epochs[:-1], replace(epoch, guest_sure=sure)), notes=(*alone.notes, note))
+    if epoch.offset is None:
+        return alone
+    stamps = epoch.as_epoch().to_host(guest.stamp[track.rows[found[-1].last :]])
+    beyond = np.flatnonzero(relative(stamps, windows.base) > windows.last + SLACK)
+    rows = track.rows[found[-1].last + int(beyond[0]) :] if len(beyond) else track.rows[:0]
+    kept = epoch.rows[~np.isin(epoch.rows, rows)]
+    if not len(rows) or not len(kept):
+        return alone
+    note = f"{len(rows)} events follow the last that its host saw: they may be on another host, and are on no timeline"
+    gone = len(epoch.rows) - len(kept)
+    return replace(
+        alone,
+        epochs=(*alone.epochs[:-1], replace(epoch, rows=kept, unknown=epoch.unknown - gone)),
+        unplaced=(_unplaced(guest, rows, (None,)),),
+        notes=(*alone.notes, note),
+    )
 
 
 def _goes_on(guest: Recording, track: Track, found: list[_Stay], pools: Sequence[ThreadPool]) -> bool:
