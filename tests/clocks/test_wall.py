@@ -110,6 +110,14 @@ def test_two_pairs_tell_how_long_a_tick_is() -> None:
     assert abs(int(wall.at((half, half, half)).ns[0]) - Y2026 - 5 * 10**8) < 2000
 
 
+def test_a_rate_between_rough_pairs_is_as_rough() -> None:
+    near, far = (ClockPair(10**12 + after, Y2026 + after, 5000) for after in (0, 10**7))
+    wall = Wall.of(tsc(), (near, far))
+    assert wall is not None
+    assert wall.ppm == MEASURED_PPM + 1000
+    assert Wall.of(tsc(), (near, ClockPair(10**12 + 10**4, Y2026 + 10**4, 5000))) is None
+
+
 def test_a_clock_that_was_set_is_seen_and_both_sides_are_in_the_bound() -> None:
     pairs = ClockPair(10**12, Y2026), ClockPair(10**12 + 10**9, Y2026 + 10**9 + 3_600_000_000_000)
     wall = Wall.of(in_ns("mono_raw"), pairs)

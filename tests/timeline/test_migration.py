@@ -257,7 +257,7 @@ def test_one_pair_alone_does_not_tell_how_long_a_tick_is(tmp_path):
     )
 
     assert result.hosts[0].join is None
-    assert any("one pair of host does not tell how long a tick is" in text for text in result.warnings)
+    assert any("one pair of host do not tell how long a tick is" in text for text in result.warnings)
 
 
 # -- guests that come back

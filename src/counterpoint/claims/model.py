@@ -43,7 +43,9 @@ class Claim:
     The vCPU is named by ``guest_cpu`` or by the host thread ``tid``. It speaks of ``host_from`` <= host stamp
     < ``host_to`` (None: open), or within that only of the spans ``held``. ``ratio`` / 2**``frac_bits`` other than 1 / 1
     is a scaled counter: ``offset`` is what is added to the scaled host value. ``guest_at`` is the guest stamp at which
-    the source measured, where it says.
+    the source measured, where it says. A source that looks now and then saw its value from ``first_seen`` to
+    ``last_seen`` (host stamps; None: it watched, or that side is open): beyond these, up to ``host_from`` and
+    ``host_to``, another value of it may have held as well.
     """
 
     source: str
@@ -57,6 +59,13 @@ class Claim:
     detail: str = ""
     guest_at: int | None = None
     held: Held | None = field(default=None, compare=False, repr=False)
+    first_seen: int | None = None
+    last_seen: int | None = None
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether nobody says when exactly it began or ended."""
+        return self.first_seen is not None or self.last_seen is not None
 
     @property
     def scale(self) -> Scale:

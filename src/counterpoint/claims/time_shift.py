@@ -1,12 +1,15 @@
 """Claims of a guest file's TIME_SHIFT option (trace-cmd's time synchronisation).
 
 The option's offset is what is *added* to a guest stamp to reach host time: the negated KVM offset
-(lib/trace-cmd/trace-timesync-kvm.c). Its "kvm" protocol reads the offset itself now and then: a sample that differs
-from the one before holds from its own time on. Its "ptp" protocol measures by messages: each distinct sample is a
+(lib/trace-cmd/trace-timesync-kvm.c). Its "kvm" protocol reads the offset itself now and then: between two samples that
+differ it changed, at a time that nobody says. Its "ptp" protocol measures by messages: each distinct sample is a
 claim about all of the recording, so that one bad sample does not hide among good ones.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from itertools import groupby
 
 from counterpoint.claims.model import Claim
 from counterpoint.clocks.counter import MASK, to_signed
@@ -41,19 +44,25 @@ def claims_of(guest: Recording, host: Recording) -> tuple[list[Claim], list[str]
         if len(host):
             zero = int(host.stamp[0])
             samples = tuple(sorted(samples, key=lambda s: to_signed(s.time + s.offset - zero)))
-        runs = [
-            sample
-            for before, sample in zip([None, *samples], samples, strict=False)
-            if before is None
-            or (before.offset, before.scaling, before.frac) != (sample.offset, sample.scaling, sample.frac)
-        ]
+        runs = [list(run) for _, run in groupby(samples, key=lambda s: (s.offset, s.scaling, s.frac))]
         # a sample's time is the guest's
         zero = int(host.stamp[0]) if len(host) else 0
-        begins = [None, *(_host_time(s, zero) for s in runs[1:]), None]
-        claims += [
-            _claim(cpu, sample, protocol, begin, end)
-            for sample, begin, end in zip(runs, begins, begins[1:], strict=False)
-        ]
+        seen = [(_host_time(run[0], zero), _host_time(run[-1], zero)) for run in runs]
+        for index, run in enumerate(runs):
+            first, last = index == 0, index == len(runs) - 1
+            claims.append(
+                replace(
+                    _claim(
+                        cpu,
+                        run[0],
+                        protocol,
+                        None if first else seen[index - 1][1],
+                        None if last else seen[index + 1][0],
+                    ),
+                    first_seen=None if first else seen[index][0],
+                    last_seen=None if last else seen[index][1],
+                )
+            )
     return claims, []
 
 

@@ -22,6 +22,9 @@ MEASURED_PPM = 1000
 SLEWED_ALIKE = ("mono", "boot", "tai")
 """Trace clocks that NTP slews with CLOCK_REALTIME: the difference is constant until one is set."""
 
+_MOST_PPM = 100_000
+"""Pairs that are less true than a tenth of the time between them tell no rate."""
+
 _MOST = 1 << 61
 _ROUNDING = 2
 
@@ -61,16 +64,20 @@ class Wall:
     def of(cls, host: MachineClock, pairs: tuple[ClockPair, ...]) -> Wall | None:
         """The wall time of a host: by the pairs, else by its recording's DATE; None where nothing is known of it.
 
-        None too where a tick's length is not known and a single pair does not tell it. ValueError as above.
+        None too where a tick's length is not known and a single pair, or pairs too rough for it, do not tell it.
+        ValueError as above.
         """
         if pairs:
             ordered = sorted(pairs, key=lambda p: to_signed(p.counter - pairs[0].counter))
-            rate = host.rate
+            rate, apart = host.rate, 0
             if rate is None and len(ordered) > 1:
                 first, last = ordered[0], ordered[-1]
-                ticks = to_signed(last.counter - first.counter)
-                rate = Rate.of_ratio(last.realtime_ns - first.realtime_ns, ticks, "realtime")
-            return None if rate is None else cls(tuple(ordered), rate, _ppm(host, rate))
+                ticks, ns = to_signed(last.counter - first.counter), last.realtime_ns - first.realtime_ns
+                rate = Rate.of_ratio(ns, ticks, "realtime")
+                apart = -(-(first.bound_ns + last.bound_ns) * 1_000_000 // max(ns, 1))
+            if apart > _MOST_PPM:
+                return None
+            return None if rate is None else cls(tuple(ordered), rate, _ppm(host, rate) + apart)
         if host.unit != "ns" or host.date_us is None or host.span is None:
             return None
         stamp = host.span[0]

@@ -32,7 +32,7 @@ class Track:
 
     def part(self, first: int, last: int) -> Track:
         """The events ``first`` to ``last`` (exclusive) alone."""
-        late = tuple((max(a - first, 0), b - first) for a, b in self.late if first < b < last)
+        late = tuple((max(a, first) - first, min(b, last) - first) for a, b in self.late if a < last and first < b)
         return replace(self, rows=self.rows[first:last], guest=self.guest[first:last], late=late)
 
     def relative_offset(self, offset: int, host_base: int) -> int:

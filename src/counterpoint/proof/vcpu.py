@@ -94,6 +94,7 @@ class VcpuProver:
         if not parts:
             parts = [self._unbounded_part(usable)]
         for part in parts:
+            self._beware(part, late)
             stray += self._doubt(part)
         if self._drifts(parts):
             stray.append(DRIFT)
@@ -137,6 +138,19 @@ class VcpuProver:
         """Whether all events, but for a few, fall between the thread's first and last kvm event."""
         host, windows = self.track.guest - part.offset, self.thread.windows
         return int(((host < windows.first) | (host > windows.last)).sum()) < MIN_BETWEEN
+
+    def _beware(self, part: Part, late: list[tuple[int, int]]) -> None:
+        """Leave out of the sure events those that may be stamped late, of a sub-buffer that the part ends with.
+
+        Its first event is stamped rightly. ``late``: the runs that were recognised.
+        """
+        for begin, end in self.track.late:
+            if begin < part.last <= end and begin + 1 < part.sure[1] and not any(begin <= a < end for a, _ in late):
+                part.sure = part.sure[0], max(begin + 1, part.sure[0] + 1)
+                outcome = check(self.track.guest[slice(*part.sure)], part.offset, self.thread)
+                if part.fit.is_unique and outcome.feasible is not None:
+                    best = Candidate(*outcome.feasible, outcome.inside, outcome.evidence)
+                    part.fit, part.usable = replace(part.fit, candidates=(best,)), None
 
     def _doubt(self, part: Part) -> list[str]:
         """Notes on events of the part that its offset puts out of sight without reason; they leave it in doubt."""
@@ -200,8 +214,9 @@ class VcpuProver:
         chains: dict[str, list[Claim]] = {}
         for claim in claims:
             chains.setdefault(claim.source, []).append(claim)
-        for chain in chains.values():
-            if len(chain) < 2 or any(a.host_to is None or a.host_to != b.host_from for a, b in pairwise(chain)):
+        # a source that watched tells when, one that sampled does not
+        for chain in sorted(chains.values(), key=lambda chain: any(c.is_sampled for c in chain)):
+            if len(chain) < 2 or not all(_follows(a, b) for a, b in pairwise(chain)):
                 continue
             if chain[0].host_from is None and chain[-1].host_to is None:
                 parts = self._along(chain)
@@ -216,7 +231,10 @@ class VcpuProver:
         """
         guest, count = self.track.guest, len(self.track.guest)
         offsets = [self._relative(claim) for claim in chain]
-        # runs[j][c]: how far claim j holds from event c on
+        # runs[j][c]: how far claim j holds from event c on; where the stamps step back the counter was set
+        every = np.arange(count + 1)
+        back = np.append(np.flatnonzero(guest[1:] < guest[:-1]) + 1, count)
+        steps = np.append(back, count)[np.searchsorted(back, every, side="right")]
         runs = []
         for claim, offset in zip(chain, offsets, strict=True):
             begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
@@ -226,7 +244,7 @@ class VcpuProver:
             if end is not None:
                 bad |= guest - offset >= end
             stops = np.append(np.flatnonzero(bad), count)
-            runs.append(stops[np.searchsorted(stops, np.arange(count + 1))])
+            runs.append(np.minimum(stops[np.searchsorted(stops, every)], steps))
         cuts = self._cuts(offsets, runs)
         if cuts is None:
             return None
@@ -246,7 +264,8 @@ class VcpuProver:
                     return None
                 weak = outcome.evidence < EVIDENCE_FOR_CLAIM
                 found = Fit((Candidate(*outcome.feasible, outcome.inside, outcome.evidence),), weak=weak)
-                begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
+                begin = None if claim.first_seen is not None else self._host_relative(claim.host_from)
+                end = None if claim.last_seen is not None else self._host_relative(claim.host_to)
                 parts.append(Part(first, last, sure, found, offset, claim.source, begin, end))
             last = first
         return parts[::-1]
@@ -351,6 +370,7 @@ class VcpuProver:
 
     def _announced(self, left: Part, right: Part, claims: list[Claim]) -> int | None:
         """The host time of a change that a claim names: one ends where the next begins, both offsets in use."""
+        claims = [c for c in claims if not c.is_sampled]
         begins = {c.host_from for c in claims if c.host_from is not None and self._relative(c) == right.offset}
         for claim in claims:
             if claim.host_to in begins and claim.host_to is not None and self._relative(claim) == left.offset:
@@ -585,7 +605,30 @@ class VcpuProver:
                 offset = part.offset if known else self._relative(claim)
                 host[part.first : part.last] = self.track.guest[part.first : part.last] - offset
             keep &= self._in_span(claim, host)
+            if claim.is_sampled and claim.scale == self.thread.scale:
+                for part in self._not_its(claim, parts, host):
+                    keep[part.first : part.last] = False
         return np.flatnonzero(keep)
+
+    def _not_its(self, claim: Claim, parts: list[Part], host: I64) -> list[Part]:
+        """The parts that a sampled claim does not speak of: another offset holds there, and it was not seen there.
+
+        ``host`` i64[n]: where the maps in use put the events.
+        """
+        begin, end = self._host_relative(claim.first_seen), self._host_relative(claim.last_seen)
+        away = []
+        for part in parts:
+            first, last = int(host[part.first]), int(host[part.last - 1])
+            before = 0 if begin is None else max(begin - last, 0)
+            behind = 0 if end is None else max(first - end, 0)
+            away.append(max(before, behind))
+        offset = self._relative(claim)
+        return [
+            part
+            for part, distance in zip(parts, away, strict=True)
+            # where it was seen between two parts' events the nearest is its own
+            if distance > min(away) and part.fit.candidates and not any(a <= offset <= b for a, b in _intervals(part))
+        ]
 
     def _in_span(self, claim: Claim, host: I64) -> Bools:
         """Which of ``host`` i64[n], times as those of the windows, the claim speaks of."""
@@ -613,6 +656,13 @@ class VcpuProver:
         host = thread.stamp(int(self.track.guest[position]) - offset)
         event = self.guest.event_name(int(self.guest.event_id[row]))
         return Counterexample(int(self.guest.stamp[row]), row, event, host, host_from, host_to, reason)
+
+
+def _follows(left: Claim, right: Claim) -> bool:
+    """Whether one source's claims leave no time between them."""
+    if left.last_seen is not None:
+        return left.last_seen == right.host_from and left.host_to == right.first_seen
+    return left.host_to is not None and left.host_to == right.host_from
 
 
 def _intervals(part: Part) -> list[Interval]:

@@ -304,7 +304,8 @@ def by_pairs(host: str, join: Join | None, hosts: Hosts, readings: HostPairs) ->
         except ValueError as err:
             return unused(str(err))
         if wall is None:
-            return unused(f"one pair of {one.name} does not tell how long a tick is")
+            pairs_say = "one pair" if len(its) == 1 else "pairs as rough as those"
+            return unused(f"{pairs_say} of {one.name} do not tell how long a tick is")
         if wall.was_set is not None:
             counters = " and ".join(str(pair.counter) for pair in wall.was_set)
             return unused(f"CLOCK_REALTIME was set between {one.name}'s {counters}")

@@ -127,7 +127,7 @@ def divide(
     left = {t.cpu: _goes_on(guest, t, stays[t.cpu], pools) for t in tracks}
     every = [stay for found in stays.values() for stay in found]
     if not any(left.values()) and not any(any(stay.group) for stay in every):
-        return tuple(_not_beyond(guest, t, p, stays[t.cpu]) for t, p in zip(tracks, whole, strict=True))
+        return tuple(_not_beyond(guest, t, p, stays[t.cpu], pools) for t, p in zip(tracks, whole, strict=True))
     proofs: dict[tuple[int, int, int], VcpuProof] = {}
     for host, visit in sorted({stay.group for stay in every}):
         parts = [t.part(s.first, s.last) for t in tracks for s in stays[t.cpu] if s.group == (host, visit)]
@@ -141,7 +141,7 @@ def divide(
         found = stays[track.cpu]
         stayed = len(found) == 1 and not found[0].host and not left[track.cpu] and final == (0, 0)
         if not found or (not found[0].host and len(found) == 1 and (stayed or found[0].last == len(track.rows))):
-            out.append(_not_beyond(guest, track, alone, found))
+            out.append(_not_beyond(guest, track, alone, found, pools))
             continue
         mine = [proofs[*s.group, track.cpu] for s in found]
         # a CPU that was seen last elsewhere than the others is missing there
@@ -167,14 +167,30 @@ def _final(tracks: list[Track], stays: dict[int, list[_Stay]]) -> tuple[int, int
     return max(((to_signed(stamp - ends[0][0]), group) for stamp, group in ends), default=(0, (0, 0)))[1]
 
 
-def _not_beyond(guest: Recording, track: Track, alone: VcpuProof, found: list[_Stay]) -> VcpuProof:
-    """A proof on the first host; where many events follow the last that it holds, these may be on another."""
-    if not found or len(track.rows) - found[-1].last < MIN_BETWEEN:
+def _not_beyond(
+    guest: Recording, track: Track, alone: VcpuProof, found: list[_Stay], pools: Sequence[ThreadPool]
+) -> VcpuProof:
+    """A proof on the first host; what follows the last that this saw of the vCPU may be on another, and is on none."""
+    if not found or found[-1].last == len(track.rows) or alone.host_tid is None:
         return alone
+    windows = pools[0].thread(alone.host_tid).real
     epoch = alone.epochs[-1]
-    sure = epoch.guest_sure[0], int(guest.stamp[track.rows[found[-1].last - 1]])
-    note = f"{len(track.rows) - found[-1].last} events follow the last that its host saw: they may be on another host"
-    return replace(alone, epochs=(*alone.epochs[:-1], replace(epoch, guest_sure=sure)), notes=(*alone.notes, note))
+    if epoch.offset is None:
+        return alone
+    stamps = epoch.as_epoch().to_host(guest.stamp[track.rows[found[-1].last :]])
+    beyond = np.flatnonzero(relative(stamps, windows.base) > windows.last + SLACK)
+    rows = track.rows[found[-1].last + int(beyond[0]) :] if len(beyond) else track.rows[:0]
+    kept = epoch.rows[~np.isin(epoch.rows, rows)]
+    if not len(rows) or not len(kept):
+        return alone
+    note = f"{len(rows)} events follow the last that its host saw: they may be on another host, and are on no timeline"
+    gone = len(epoch.rows) - len(kept)
+    return replace(
+        alone,
+        epochs=(*alone.epochs[:-1], replace(epoch, rows=kept, unknown=epoch.unknown - gone)),
+        unplaced=(_unplaced(guest, rows, (None,)),),
+        notes=(*alone.notes, note),
+    )
 
 
 def _goes_on(guest: Recording, track: Track, found: list[_Stay], pools: Sequence[ThreadPool]) -> bool:
@@ -213,19 +229,29 @@ class _Search:
             found = sorted([*found, stay], key=lambda s: s.first)
         out: list[_Stay] = []
         for stay in found:
-            if out and (out[-1].host, out[-1].proof.host_tid) == (stay.host, stay.proof.host_tid):
-                # an offset that changed there
-                reach = out[-1].reach[0], stay.reach[1]
-                out[-1] = replace(out[-1], last=stay.last, proof=stay.proof, reach=reach)
+            if out and (both := self._one(out[-1], stay)):
+                out[-1] = both
             else:
                 before = sum(s.host == stay.host for s in out)
                 out.append(replace(stay, visit=max(before, bool(out) - stay.host)))
         return out
 
+    def _one(self, left: _Stay, right: _Stay) -> _Stay | None:
+        """Two stays as one, of several offsets; None where something else lies between them."""
+        if (left.host, left.proof.host_tid) != (right.host, right.proof.host_tid):
+            return None
+        first, last = left.reach[0], right.reach[1]
+        proof = self._proof(left.host, first, last, back=left.visit > 0 and not left.host)
+        if proof is None or proof.host_tid != left.proof.host_tid:
+            return None
+        return replace(left, last=right.last, proof=proof, reach=(first, last))
+
     def _another(self, found: list[_Stay], asked: set[tuple[int, int, int]]) -> _Stay | None:
         """One more stay, in what those that were ``found`` leave; ``asked``: what was tried in vain."""
         for left, right in zip([None, *found], [*found, None], strict=True):
             begin, end = left.last if left else 0, right.first if right else len(self.track.guest)
+            if left is None and right and not right.host and self._is_early(right):
+                continue
             beside = {s.host for s in (left, right) if s}
             # whoever comes after the last host first, and those before it last; a line found all of its own thread
             after = left.host if left else 0
@@ -242,6 +268,13 @@ class _Search:
                 if stay:
                     return stay
         return None
+
+    def _is_early(self, stay: _Stay) -> bool:
+        """Whether all but a few events before a stay would lie before its host's recording."""
+        host = self.pools[stay.host].host
+        guest = self.track.guest[: stay.first].view(np.uint64) + np.uint64(self.track.base)
+        stamps = stay.proof.epochs[0].as_epoch().to_host(guest)
+        return int((relative(stamps, host.base) >= _recorded(host)[0]).sum()) < MIN_BETWEEN
 
     def _stay(self, number: int, reach: tuple[int, int], proof: VcpuProof) -> _Stay | None:
         """The events of ``reach`` that the host saw; None: none of them."""
@@ -388,9 +421,9 @@ def _joined(
         if not len(rows):
             continue
         other = names[following.host]
+        either = " or on ".join(dict.fromkeys((host or names[0], other)))
         notes.append(
-            f"{len(rows)} events may be on {host or names[0]} or on {other}: neither saw them run, and they are on no"
-            " timeline"
+            f"{len(rows)} events may be on {either}: by what is known neither saw them run, and they are on no timeline"
         )
         if _unexplained(guest, rows, stay, following, pools) < MIN_BETWEEN:
             unplaced.append(_unplaced(guest, rows, (host, other)))
@@ -480,4 +513,5 @@ def _closed_at(guest: Recording, epoch: EpochProof) -> EpochProof:
     """The last epoch on a host that the guest left: it ends with its last event."""
     stamp = guest.stamp[epoch.rows[-1:]]
     host = int(epoch.as_epoch().to_host(stamp)[0]) if epoch.offset is not None else None
-    return replace(epoch, guest_to=int(stamp[0]), host_to=host, guest_sure=(epoch.guest_sure[0], int(stamp[0])))
+    sure = epoch.guest_sure[0], int(stamp[0]) if epoch.guest_sure[1] is None else epoch.guest_sure[1]
+    return replace(epoch, guest_to=int(stamp[0]), host_to=host, guest_sure=sure)
