@@ -30,8 +30,9 @@ from counterpoint.proof.verdicts import (
 )
 from counterpoint.timeline.join import Join
 from counterpoint.timeline.maps import maps_of
+from counterpoint.timeline.placing import FurtherHost
 from counterpoint.timeline.proving import GuestProof
-from counterpoint.timeline.sync import FurtherHost, SyncResult, offset_width
+from counterpoint.timeline.sync import SyncResult, offset_width
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
 

@@ -8,11 +8,9 @@ from functools import cached_property
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from counterpoint.claims import dynamic_events, given
 from counterpoint.claims.model import Claim, CounterClaim
-from counterpoint.clocks.counter import I64, U64, Bools, relative, to_signed
+from counterpoint.clocks.counter import to_signed
 from counterpoint.clocks.rate import Rate
 from counterpoint.errors import UsageError
 from counterpoint.proof.counters import Counters
@@ -28,8 +26,9 @@ from counterpoint.proof.sums import Hypervisor, explained
 from counterpoint.proof.tracks import tracks_of
 from counterpoint.proof.verdicts import EpochProof, VcpuProof
 from counterpoint.timeline.join import HostPairs, Hosts, Join, by_counter, by_pairs
-from counterpoint.timeline.merge import Machine, Timeline
+from counterpoint.timeline.merge import Timeline
 from counterpoint.timeline.migration import Part, divide
+from counterpoint.timeline.placing import FurtherHost, in_parent, machines_of, parents_first
 from counterpoint.timeline.proving import GuestProof, prove_guest
 from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
@@ -42,20 +41,6 @@ Source = str | PathLike[str] | Recording
 EVENTS_PER_CHANGE = 50
 """So many more events must a reading of a nested guest's clock explain for each change that it needs and another does
 not."""
-
-
-@dataclass(frozen=True, slots=True)
-class FurtherHost:
-    """Another host's recording, and how its clock relates to the first host's (None: nothing relates them).
-
-    ``pairs_unused``: why the hosts' clock pairs did not help, where there are any ("": they did).
-    """
-
-    name: str
-    recording: Recording
-    join: Join | None
-    pool: ThreadPool = field(repr=False, compare=False)
-    pairs_unused: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,20 +70,7 @@ class SyncResult:
     @cached_property
     def timeline(self) -> Timeline:
         """All events of all machines whose clock maps are known, in one order."""
-        all_of_it = np.ones(len(self.host), np.bool_)
-        machines = [Machine(self.host_name, self.host, None, self.host.stamp, all_of_it, all_of_it)]
-        joins = {h.name: h.join for h in self.hosts if h.join is not None}
-        machines += [_further_machine(h) for h in self.hosts]
-        by_name = {m.name: m for m in machines}
-        guests = {g.name: g for g in self.guests}
-        for name in _parents_first(self.host_name, {g.name: g.parent for g in self.guests}):
-            guest = guests[name]
-            parent = by_name[guest.parent]
-            machine = Machine(guest.name, guest.recording, guest.parent, *_to_parent(guest, joins))
-            if guest.parent != self.host_name:
-                machine = _through(guest, machine, parent, guests[guest.parent])
-            by_name[guest.name] = machine
-        machines += [by_name[g.name] for g in self.guests]
+        machines = machines_of(self.host_name, self.host, self.hosts, self.guests)
         return Timeline(machines, self.rate)
 
     @cached_property
@@ -179,7 +151,7 @@ def sync(
     logs: dict[str, list[dynamic_events.Log]] = {}
     pools: dict[str, ThreadPool] = {name: ThreadPool(by_name[name]) for name in other_names}
     proofs: dict[str, GuestProof] = {}
-    for name in _parents_first(host_name, parent_of):
+    for name in parents_first(host_name, parent_of):
         recording, parent = by_name[name], parent_of[name]
         say(f"proving {name}")
         if parent not in pools:
@@ -275,14 +247,6 @@ def _parents(host: str, guests: Sequence[str], said: Mapping[str, str]) -> dict[
     return out
 
 
-def _parents_first(host: str, parent_of: Mapping[str, str]) -> list[str]:
-    """The guests, each after its parent."""
-    order: list[str] = []
-    while len(order) < len(parent_of):
-        order += [g for g, parent in parent_of.items() if g not in order and (parent == host or parent in order)]
-    return order
-
-
 def _explained(proof: GuestProof) -> tuple[int, bool]:
     """What makes one proof of a guest better than another: more events in run windows, and fewer changes for that."""
     epochs = [e for v in proof.vcpus for e in v.epochs]
@@ -293,7 +257,7 @@ def _hypervisor(parent: GuestProof, logs: list[dynamic_events.Log]) -> Hyperviso
     """What a parent that is a guest itself has to tell its guests; None where its host logged nothing of it."""
     if not logs:
         return None
-    return Hypervisor(parent.parent, parent.recording, parent.vcpus, logs, *_to_parent(parent, {})[:2])
+    return Hypervisor(parent.parent, parent.recording, parent.vcpus, logs, *in_parent(parent, {})[:2])
 
 
 def _guest_host(parent: GuestProof | None, recording: Recording) -> GuestHost | None:
@@ -357,92 +321,6 @@ def _joined(
         if join is not None:
             joins[name] = join
     return tuple(FurtherHost(n, recordings[n], joins.get(n), pools[n], unused.get(n, "")) for n in others)
-
-
-def _further_machine(host: FurtherHost) -> Machine:
-    """A further host on the timeline: all of its events, or none."""
-    recording = host.recording
-    stamp = recording.stamp if host.join is None else host.join.to_first(recording.stamp)
-    joined = np.full(len(recording), host.join is not None)
-    return Machine(host.name, recording, None, stamp, joined, joined)
-
-
-def _to_parent(guest: GuestProof, joins: Mapping[str, Join]) -> tuple[U64, Bools, Bools]:
-    """A guest's events in its parent's time: (stamps u64[n], placed bool[n], proved bool[n], see Machine).
-
-    ``joins``: of the further hosts.
-    """
-    recording = guest.recording
-    stamp = np.zeros(len(recording), np.uint64)
-    placed, proved = np.zeros(len(recording), np.bool_), np.zeros(len(recording), np.bool_)
-
-    def place(rows: I64, epoch: EpochProof) -> None:
-        is_first = epoch.host in (None, guest.parent)
-        join = None if is_first or epoch.host is None else joins.get(epoch.host)
-        if join is None and not is_first:
-            return
-        host = epoch.as_epoch().to_host(recording.stamp[rows])
-        stamp[rows] = host if join is None else join.to_first(host)
-        placed[rows] = True
-
-    for vcpu in guest.vcpus:
-        known = [e for e in vcpu.epochs if e.is_known]
-        for epoch in known:
-            place(epoch.placed, epoch)
-            # a refuted claim beside a map that holds says nothing of the map
-            firm = epoch.verdict.is_sound or not len(epoch.doubted)
-            proved[epoch.placed] = firm & epoch.is_sure(recording.stamp[epoch.placed])
-        for run in vcpu.mis_stamped:
-            there = [e for e in known if e.host == run.host]
-            following = next((e for e in there if len(e.rows) and e.rows[0] > run.rows[0]), None)
-            if following is not None and run.offset is not None:
-                place(run.rows, replace(following, offset=run.offset))
-                proved[run.rows] = True
-    return stamp, placed, placed & proved
-
-
-def _through(guest: GuestProof, machine: Machine, parent: Machine, above: GuestProof) -> Machine:
-    """Take a nested guest's events from its parent's time to the host's.
-
-    Each event goes by the map of the parent's CPU that its thread had entered the guest on.
-    """
-    stamp, placed, proved = machine.host_stamp, machine.placed, machine.proved
-    epoch = _epochs(above, parent)
-    for vcpu in guest.vcpus:
-        if vcpu.host_tid is not None and guest.pool is not None:
-            rows = np.concatenate([*(e.rows for e in vcpu.epochs), *(m.rows for m in vcpu.mis_stamped)])
-            rows = np.sort(rows[placed[rows]])
-            stamp[rows], entry = guest.pool.through(vcpu.host_tid, stamp[rows], parent.host_stamp, parent.placed)
-            placed[rows] &= entry >= 0
-            # the clock of the parent's CPU did not change from the entry to what that CPU recorded next
-            following = _following(parent, entry, stamp[rows])
-            proved[rows] &= (entry >= 0) & (epoch[entry] >= 0) & (epoch[entry] == epoch[following])
-    return replace(machine, placed=placed, proved=proved)
-
-
-def _epochs(guest: GuestProof, machine: Machine) -> I64:
-    """The number of each event's epoch i64[n + 1] of all of its guest's; -1 where it is not proved, and at the end."""
-    out = np.full(len(guest.recording) + 1, -1, np.int64)
-    for number, epoch in enumerate(e for v in guest.vcpus for e in v.epochs):
-        out[epoch.rows] = number
-    out[:-1][~machine.proved] = -1
-    return out
-
-
-def _following(machine: Machine, row: I64, host_stamp: U64) -> I64:
-    """The row i64[n] of the first event after ``host_stamp`` u64[n] on the CPU of event ``row``; -1: there is none."""
-    out = np.full(len(row), -1, np.int64)
-    recording = machine.recording
-    stream = recording.stream_of[row]
-    for index in np.unique(stream).tolist():
-        of = recording.streams[index]
-        mine = np.flatnonzero((stream == index) & (row >= 0))
-        base = int(machine.host_stamp[of.first])
-        at = np.searchsorted(
-            relative(machine.host_stamp[of.first : of.last], base), relative(host_stamp[mine], base), side="right"
-        )
-        out[mine] = np.where(of.first + at < of.last, of.first + at, -1)
-    return out
 
 
 def offset_width(epoch: EpochProof) -> int | None:
