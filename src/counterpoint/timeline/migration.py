@@ -336,8 +336,8 @@ def _joined(
             mine[0] = _opened_at(guest, mine[0])
         if last < len(track.rows) or len(after):
             mine[-1] = _closed_at(guest, mine[-1])
-        mine[0] = _with(mine[0], before, mine[0].rows)
-        mine[-1] = _with(mine[-1], mine[-1].rows, after)
+        mine[0] = _with(mine[0], before, mine[0].rows, between=stay is not found[0])
+        mine[-1] = _with(mine[-1], mine[-1].rows, after, between=stay is not found[-1])
         if stay.host:
             mine = [replace(e, host=names[stay.host], host_tid=proof.host_tid) for e in mine]
         epochs += mine
@@ -373,10 +373,16 @@ def _border(track: Track, left: _Stay, right: _Stay) -> int:
     return left.last + int(steps.argmax())
 
 
-def _with(epoch: EpochProof, first: I64, then: I64) -> EpochProof:
-    """The epoch with rows that it was not proved by."""
+def _with(epoch: EpochProof, first: I64, then: I64, *, between: bool) -> EpochProof:
+    """The epoch with rows that it was not proved by; those ``between`` two hosts may be of the other as well."""
     rows = np.concatenate([first, then])
-    return replace(epoch, rows=rows, unknown=epoch.unknown + len(rows) - len(epoch.rows))
+    doubted = np.setdiff1d(rows, epoch.rows) if between else rows[:0]
+    return replace(
+        epoch,
+        rows=rows,
+        unknown=epoch.unknown + len(rows) - len(epoch.rows),
+        doubted=np.concatenate([epoch.doubted, doubted]),
+    )
 
 
 def _nowhere(guest: Recording, rows: I64, host: str | None) -> EpochProof:
