@@ -182,7 +182,10 @@ def _cpu(
     reaches = reaches_of(guest.recording, vcpu, thread, in_order=clock is not Clock.OWN)
     epochs = tuple(epoch.as_epoch() for epoch in vcpu.epochs)
     if reaches is None or not all(epoch.is_bounded for epoch in epochs):
-        return CpuClock(vcpu.guest_cpu, refusal=_why(f"the host saw no event of {said} run", vcpu))
+        why = f"the host saw no event of {said} run"
+        if all(epoch.inside for epoch in vcpu.epochs):
+            why = f"which events are of which of {said}'s epochs is not sure: a step goes out of the host's sight"
+        return CpuClock(vcpu.guest_cpu, refusal=_why(why, vcpu))
     first, last = _host(epochs[0], reaches[0].seen[0]), _host(epochs[-1], reaches[-1].seen[1])
     before, after = (End(stamp, changed) if changed else End() for stamp in (first, last))
     for stamp in _edges_of_claims(vcpu):
