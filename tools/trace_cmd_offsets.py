@@ -197,7 +197,7 @@ CASES = (
     ),
     Case(
         "ptp-pause", "arm64, paused in mid-recording", "a line is drawn between the offsets before and after the pause",
-        {"arch": "arm64", "pauses": 1}, messages_at_ends, INTERPOLATE,
+        {"arch": "arm64", "pauses": 1, "events": 3000}, messages_at_ends, INTERPOLATE,
     ),
     Case(
         "ptp-extrapolated", "arm64, two samples early on", "their errors' difference is taken for a rate, and goes on",

@@ -619,7 +619,7 @@ class TestProcesses:
 
     @pytest.mark.parametrize("argv", [["info"], ["show"], ["sync"]])
     def test_terminal_that_lacks_letters(self, tmp_path, pair, monkeypatch, argv):
-        host, guest, _ = tiny_pair(uname="Linux hôst", vcpus=1)
+        host, guest, _ = tiny_pair(uname="Linux hôst", vcpus=1, windows=60, guest_events=200)
         host.guests = [GuestOption("gäst\x1b[31m", 0x6E57, [(0, 147)])]
         host.cmdlines = {147: "é\x1b[2J"}
         files = [host.write(tmp_path / "hôst.dat"), guest.write(tmp_path / "gäst.dat")]

@@ -1,4 +1,4 @@
-"""``convert`` by what a capture and the proof know: wall time by a capture's clock pairs, arm64's K as it was found."""
+"""``convert`` by what a capture and the proof know: wall time by clock pairs, arm64's K, hosts that a guest went to."""
 
 from __future__ import annotations
 
@@ -146,3 +146,53 @@ class TestArm64:
             capsys.readouterr()
             assert main(["convert", "--map", captured.map, "5", *map(str, argv)]) == 2
             assert words in capsys.readouterr().err
+
+
+class TestMoved:
+    """A guest on two hosts: each host's own time for what was there, and nothing for what was not."""
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"khz_b": 2_700_000, "tsc2nsec": True, "seed": 4}, {"arch": "arm64", "seed": 5}, {"pauses": 1, "seed": 6}],
+        ids=["rates", "arm64", "paused"],
+    )
+    def test_every_stamp_on_the_host_that_it_was_on(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any]
+    ) -> None:
+        world = World(WorldOptions(migrate=True, events=2500, **options))
+        world.write(tmp_path)
+        files = [str(tmp_path / name) for name in ("host.dat", "guest.dat", "host-b.dat")]
+        assert main(["sync", *files[:2], "--host", files[2], "-o", str(tmp_path / "m.json")]) == 0
+        found = world.events("guest", 0)
+        rows = np.arange(0, len(found.t), 29)
+        for number, on in enumerate(([], ["--on", "host-b"])):
+            for more in ([], ["--extrapolate"]):
+                capsys.readouterr()
+                stamps = map(str, found.true_stamp[rows].tolist())
+                argv = ["--map", str(tmp_path / "m.json"), "--cpu", "0", *on, *more, *stamps, "--json"]
+                assert main(["convert", *argv]) == 1
+                records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+                answered = 0
+                for record, row in zip(records, rows.tolist(), strict=True):
+                    if record["stamp"] is None:
+                        assert "guest CPU 0 " in record["reason"] or "was set over it" in record["reason"]
+                        continue
+                    assert found.host[row] == number
+                    assert record["earliest"] <= int(found.host_stamp[row]) <= record["latest"]
+                    answered += 1
+                # what neither host saw is of none
+                assert answered > 0.8 * (found.host[rows] == number).sum()
+        # and back, from the recordings themselves
+        there = np.flatnonzero(found.host == 1)[5:-5:29]
+        records = converted(
+            capsys, *files[:2], "--host", files[2], "--on", "host-b", "--cpu", 0, "--to", "guest",
+            *found.host_stamp[there].tolist(),
+        )  # fmt: skip
+        for record, row in zip(records, there.tolist(), strict=True):
+            assert record["earliest"] <= int(found.true_stamp[row]) <= record["latest"]
+
+    def test_a_host_that_is_not_there(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        World(WorldOptions(events=1500)).write(tmp_path)
+        argv = ["convert", str(tmp_path / "host.dat"), str(tmp_path / "guest.dat"), "5", "--on", "host-b"]
+        assert main(argv) == 2
+        assert "no host is called 'host-b' (there are: host)" in capsys.readouterr().err

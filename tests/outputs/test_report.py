@@ -51,7 +51,7 @@ CLAIM: Shape = {
     "unknown": int,
     "reason": optional(str), "counterexample": optional(COUNTEREXAMPLE),
 }  # fmt: skip
-END: Shape = {"until": optional(int), "reason": optional(str)}
+END: Shape = {"until": optional(int), "reason": optional(str), "firm": bool}
 CONVERSION: Shape = {
     "refused": optional(str), "before": END, "after": END, "rounding": int,
     "through": optional({"clock": str, "constant": int, "stays": dict}),
@@ -72,10 +72,11 @@ JOIN: Shape = {
     "not_after": optional(int),
     "assumption": str, "notes": [str],
 }  # fmt: skip
+PAIR: Shape = {"stamp": int, "realtime_ns": int, "bound_ns": int, "source": str}
 VERIFY: Shape = {
     "schema": int, "host": RECORDING, "guests": [RECORDING | {"parent": str, "vcpus": [VCPU]}], "warnings": [str],
-    "realtime": [{"stamp": int, "realtime_ns": int, "bound_ns": int, "source": str}],
-    "hosts": [PLAIN | {"join": optional(JOIN)}],
+    "realtime": [PAIR],
+    "hosts": [RECORDING | {"join": optional(JOIN), "realtime": [PAIR]}],
 }  # fmt: skip
 SYNC: Shape = VERIFY | {"timeline": TIMELINE}
 K: Shape = {"lo": int, "hi": int, "source": str}
@@ -210,5 +211,7 @@ def test_a_further_host_adds_its_keys_alone(tmp_path: Path, further: bool) -> No
     epochs = [e for v in report["guests"][0]["vcpus"] for e in v["epochs"]]
     added = [(e.pop("host"), type(e.pop("host_tid"))) for e in epochs if "host" in e]
     assert added == ([("host-b", int)] * 2 if further else [])
+    there = [v.pop("conversion_on") for v in report["guests"][0]["vcpus"] if "conversion_on" in v]
+    assert [differs(t, {"host-b": CONVERSION}) for t in there] == ([[], []] if further else [])
     assert len(report["hosts"]) == further
     assert differs(report, SYNC) == []

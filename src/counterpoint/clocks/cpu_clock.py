@@ -39,11 +39,12 @@ class Reach:
 class End:
     """How far beyond the recording answers may be given on one side: up to host stamp ``until`` (None: anywhere).
 
-    ``reason`` says what speaks against answers beyond that ("" where nothing does).
+    ``reason`` says what speaks against answers beyond that ("" where nothing does); ``is_firm``: nothing is beyond.
     """
 
     until: int | None = None
     reason: str = ""
+    is_firm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,7 @@ class CpuClock:
         """Answers ``span`` at host stamps ``host`` before (``side`` -1) or after (1), as far as nothing is against."""
         end = self.before if side < 0 else self.after
         allowed = np.ones(len(rows), np.bool_)
-        if end.until is not None and not extrapolate:
+        if end.until is not None and (end.is_firm or not extrapolate):
             allowed = relative(host[0], end.until) >= 0 if side < 0 else relative(host[2], end.until) <= 0
         epoch = 0 if side < 0 else len(self.epochs) - 1
         answered = part_of(span, np.flatnonzero(allowed))

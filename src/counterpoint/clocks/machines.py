@@ -52,14 +52,23 @@ class GuestClock:
 class Maps:
     """What recordings tell of how the clocks of machines relate: all that a conversion needs, and no events.
 
-    ``pairs``: host trace-clock stamps (as ``counter``) at known times of the host's CLOCK_REALTIME. ``notes``: what was
-    left out, and why.
+    ``pairs``: host trace-clock stamps (as ``counter``) at known times of the host's CLOCK_REALTIME. ``further``: of the
+    hosts that guests went to, each with those guests as they were there. ``notes``: what was left out, and why.
     """
 
     host: MachineClock
     guests: tuple[GuestClock, ...]
     pairs: tuple[ClockPair, ...] = ()
+    further: tuple[Maps, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def on(self, host: str) -> Maps:
+        """The maps of guests on one of the hosts; KeyError: none is called so."""
+        found = [m for m in (self, *self.further) if m.host.name == host]
+        if not found:
+            known = ", ".join(m.host.name for m in (self, *self.further))
+            raise KeyError(f"no host is called {host!r} (there are: {known})")
+        return found[0]
 
     def guest(self, name: str | None = None) -> GuestClock:
         """The guest called ``name``, or the only one (None); KeyError: none such, or several."""

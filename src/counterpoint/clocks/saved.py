@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from counterpoint.clocks.band import Band
@@ -53,16 +53,19 @@ def _counter(counter: ArchCounter) -> Json:
     return {"hz": counter.frequency, "k": k, "source": counter.source}
 
 
-def vcpu_keys(clock: CpuClock) -> Json:
-    """What is known of a guest CPU's map as a whole."""
+def vcpu_keys(clock: CpuClock, further: Mapping[str, CpuClock] | None = None) -> Json:
+    """What is known of a guest CPU's map as a whole; ``further``: of those on the hosts that its guest went to."""
+    out = {"conversion": _conversion(clock)}
+    return out | ({"conversion_on": {host: _conversion(c) for host, c in further.items()}} if further else {})
+
+
+def _conversion(clock: CpuClock) -> Json:
     return {
-        "conversion": {
-            "refused": clock.refusal or None,
-            "before": _end(clock.before),
-            "after": _end(clock.after),
-            "rounding": clock.rounding,
-            "through": None if clock.through is None else _through(clock.through),
-        }
+        "refused": clock.refusal or None,
+        "before": _end(clock.before),
+        "after": _end(clock.after),
+        "rounding": clock.rounding,
+        "through": None if clock.through is None else _through(clock.through),
     }
 
 
@@ -92,7 +95,7 @@ def pairs_key(pairs: Iterable[ClockPair]) -> list[Json]:
 
 
 def _end(end: End) -> Json:
-    return {"until": end.until, "reason": end.reason or None}
+    return {"until": end.until, "reason": end.reason or None, "firm": end.is_firm}
 
 
 def _spans(spans: Spans) -> list[list[int | None]]:
@@ -127,8 +130,32 @@ def maps_from(report: object) -> Maps:
                 raise ValueError(f"guest {name!r} has no host that is the first one")
             seen.add(at)
             at = parents[at]
-    pairs = _get(top, "realtime", "", _list) if "realtime" in top else []
-    return Maps(host, guests, tuple(_pair(pair, f"realtime[{i}]") for i, pair in enumerate(pairs)))
+    hosts = [
+        _object(item, f"hosts[{i}]") for i, item in enumerate(_get(top, "hosts", "", _list) if "hosts" in top else [])
+    ]
+    further = [_further(item, f"hosts[{i}]", top["guests"]) for i, item in enumerate(hosts) if "realtime" in item]
+    if len({host.name, *(m.host.name for m in further)}) <= len(further):
+        raise ValueError("two hosts have one name")
+    return Maps(host, guests, _pairs(top, ""), tuple(further))
+
+
+def _further(item: Json, where: str, guests: list[Any]) -> Maps:
+    """The maps of the guests that went to a further host."""
+    host = _machine(item, where)
+    there = [
+        (guest, f"guests[{i}]")
+        for i, guest in enumerate(guests)
+        if any(
+            "conversion_on" in v and host.name in _object(v["conversion_on"], "conversion_on") for v in guest["vcpus"]
+        )
+    ]
+    return Maps(host, tuple(_guest(guest, place, host.name) for guest, place in there), _pairs(item, where))
+
+
+def _pairs(item: Json, where: str) -> tuple[ClockPair, ...]:
+    pairs = _get(item, "realtime", where, _list) if "realtime" in item else []
+    place = f"{where}.realtime" if where else "realtime"
+    return tuple(_pair(pair, f"{place}[{i}]") for i, pair in enumerate(pairs))
 
 
 def _machine(item: Json, where: str) -> MachineClock:
@@ -170,24 +197,30 @@ def _rate(value: object, where: str) -> Rate:
     return _said(lambda: Rate(mult, shift, _get(item, "source", where, _text)), where)
 
 
-def _guest(item: Json, where: str) -> GuestClock:
-    cpus = tuple(_cpu(vcpu, f"{where}.vcpus[{i}]") for i, vcpu in enumerate(_get(item, "vcpus", where, _list)))
+def _guest(item: Json, where: str, further: str | None = None) -> GuestClock:
+    """A guest on the first host, or on a ``further`` one."""
+    cpus = tuple(_cpu(vcpu, f"{where}.vcpus[{i}]", further) for i, vcpu in enumerate(_get(item, "vcpus", where, _list)))
     if len({c.guest_cpu for c in cpus}) < len(cpus):
         raise ValueError(f"{where}: two vcpus have one guest_cpu")
-    return GuestClock(_machine(item, where), _get(item, "parent", where, _text), cpus)
+    return GuestClock(_machine(item, where), further or _get(item, "parent", where, _text), cpus)
 
 
-def _cpu(value: object, where: str) -> CpuClock:
+def _cpu(value: object, where: str, further: str | None) -> CpuClock:
     item = _object(value, where)
     number = _get(item, "guest_cpu", where, _small)
     said, inner = _get(item, "conversion", where, _object), f"{where}.conversion"
+    if further is not None:
+        said, inner = _get(item, "conversion_on", where, _object), f"{where}.conversion_on"
+        said, inner = _get(said, further, inner, _object), f"{inner}.{further}"
     refusal = _get(said, "refused", inner, _or_none(_text))
     if refusal:
         return CpuClock(number, refusal=refusal)
-    epochs = [_epoch(e, f"{where}.epochs[{i}]") for i, e in enumerate(_get(item, "epochs", where, _list))]
+    listed = [(_object(e, where), f"{where}.epochs[{i}]") for i, e in enumerate(_get(item, "epochs", where, _list))]
+    epochs = [_epoch(e, place) for e, place in listed if e.get("host") == further]
     before, after = _get(said, "before", inner, _end_from), _get(said, "after", inner, _end_from)
     rounding, through = _get(said, "rounding", inner, _small), _get(said, "through", inner, _or_none(_through_from))
-    late = tuple(_late(m, f"{where}.mis_stamped") for m in _get(item, "mis_stamped", where, _list))
+    listed = [(_object(m, where), f"{where}.mis_stamped") for m in _get(item, "mis_stamped", where, _list)]
+    late = tuple(_late(m, place) for m, place in listed if m.get("host") == further)
     maps, reaches = tuple(epoch for epoch, _ in epochs), tuple(reach for _, reach in epochs)
     return _said(lambda: CpuClock(number, maps, reaches, before, after, rounding, late, through), where)
 
@@ -195,7 +228,10 @@ def _cpu(value: object, where: str) -> CpuClock:
 def _end_from(value: object, where: str) -> End:
     item = _object(value, where)
     reason = _get(item, "reason", where, _or_none(_text))
-    return End(_get(item, "until", where, _stamp_or_none), reason or "")
+    firm = item.get("firm", False)
+    if not isinstance(firm, bool):
+        raise ValueError(f"{where}.firm is neither true nor false")
+    return End(_get(item, "until", where, _stamp_or_none), reason or "", firm)
 
 
 def _late(value: object, where: str) -> tuple[int, int]:

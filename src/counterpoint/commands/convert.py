@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--to", choices=("host", "guest"), default="host", help="to host time (default), or to a guest's"
     )
+    group.add_argument(
+        "--on", metavar="HOST", help="of guests that moved: as they were on this host, in its time (default: the first)"
+    )
     group.add_argument("--guest", metavar="NAME", help="the guest, where there are several")
     group.add_argument(
         "--cpu", type=int, metavar="N", help="the guest CPU that values are of (without it the bound is that of all)"
@@ -169,6 +172,12 @@ def _maps(args: argparse.Namespace, recordings: list[str]) -> tuple[Maps, dict[s
         for text in maps.notes:
             warn(text)
         sources = {result.host_name: result.host} | {g.name: g.recording for g in result.guests}
+        sources |= {h.name: h.recording for h in result.hosts}
+    if args.on is not None:
+        try:
+            maps = maps.on(args.on)
+        except KeyError as err:
+            raise UsageError(f"--on: {err.args[0]}") from None
     return replace(maps, pairs=(*maps.pairs, *_pairs(args.realtime, maps.host))), sources
 
 

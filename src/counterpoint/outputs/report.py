@@ -13,7 +13,7 @@ import numpy as np
 from counterpoint.clocks import saved
 from counterpoint.clocks.band import Band
 from counterpoint.clocks.cpu_clock import CpuClock
-from counterpoint.clocks.machines import GuestClock
+from counterpoint.clocks.machines import GuestClock, Maps
 from counterpoint.clocks.pairs import ClockPair
 from counterpoint.clocks.rate import Rate
 from counterpoint.clocks.scaling import Scale
@@ -50,8 +50,8 @@ def sync_report(result: SyncResult, *, merged: bool = True, pairs: Iterable[Cloc
     out: Json = {
         "schema": SCHEMA,
         "host": _recording(result.host_name, result.host) | saved.machine_keys(maps.host),
-        "hosts": [_further(h, result.host.unit) for h in result.hosts],
-        "guests": [_guest(g, clock, result) for g, clock in zip(result.guests, maps.guests, strict=True)],
+        "hosts": [_further(h, m, result.host.unit) for h, m in zip(result.hosts, maps.further, strict=True)],
+        "guests": [_guest(g, clock, maps, result) for g, clock in zip(result.guests, maps.guests, strict=True)],
         "realtime": saved.pairs_key(maps.pairs),
     }
     if merged:
@@ -82,9 +82,13 @@ def _recording(name: str, recording: Recording) -> Json:
     }
 
 
-def _further(host: FurtherHost, unit: str) -> Json:
+def _further(host: FurtherHost, maps: Maps, unit: str) -> Json:
     """A further host, and how its clock relates to the first's."""
-    return {**_recording(host.name, host.recording), "join": None if host.join is None else _join(host.join, unit)}
+    out = _recording(host.name, host.recording) | saved.machine_keys(maps.host)
+    return out | {
+        "join": None if host.join is None else _join(host.join, unit),
+        "realtime": saved.pairs_key(maps.pairs),
+    }
 
 
 def _join(join: Join, unit: str) -> Json:
@@ -107,7 +111,7 @@ def _join(join: Join, unit: str) -> Json:
     }
 
 
-def _guest(guest: GuestProof, clock: GuestClock, result: SyncResult) -> Json:
+def _guest(guest: GuestProof, clock: GuestClock, maps: Maps, result: SyncResult) -> Json:
     out = _recording(guest.name, guest.recording) | saved.machine_keys(clock.machine)
     out["parent"] = guest.parent
     if guest.counter is not None and guest.counter.pair is not None:
@@ -125,8 +129,11 @@ def _guest(guest: GuestProof, clock: GuestClock, result: SyncResult) -> Json:
             }
             for s in guest.sums
         ]
+    there = {m.host.name: g.cpus for m in maps.further for g in m.guests if g.name == guest.name}
+    further = [{host: cpus[at] for host, cpus in there.items()} for at in range(len(clock.cpus))]
     out["vcpus"] = [
-        _vcpu(v, c, guest.recording, result, guest.counter) for v, c in zip(guest.vcpus, clock.cpus, strict=True)
+        _vcpu(v, c, f, guest.recording, result, guest.counter)
+        for v, c, f in zip(guest.vcpus, clock.cpus, further, strict=True)
     ]
     return out
 
@@ -147,11 +154,23 @@ def _k(k: KnownK | None) -> Json | None:
     return None if k is None else {"lo": k.lo, "hi": k.hi, "source": k.source}
 
 
-def _vcpu(vcpu: VcpuProof, clock: CpuClock, guest: Recording, result: SyncResult, counter: CounterInfo | None) -> Json:
+def _vcpu(
+    vcpu: VcpuProof,
+    clock: CpuClock,
+    further: dict[str, CpuClock],
+    guest: Recording,
+    result: SyncResult,
+    counter: CounterInfo | None,
+) -> Json:
+    clocks: dict[str | None, CpuClock] = {None: clock}
+    clocks.update(further)
+    known = {
+        host: iter([saved.epoch_keys(e, r) for e, r in zip(c.epochs, c.reaches, strict=True)])
+        for host, c in clocks.items()
+    }
     # a map that is refused has none
-    reaches = [saved.epoch_keys(e, r) for e, r in zip(clock.epochs, clock.reaches, strict=True)]
-    reaches = reaches or [saved.unknown_epoch_keys()] * len(vcpu.epochs)
-    return saved.vcpu_keys(clock) | {
+    reaches = [next(known.get(e.host, iter(())), saved.unknown_epoch_keys()) for e in vcpu.epochs]
+    return saved.vcpu_keys(clock, further) | {
         "guest_cpu": vcpu.guest_cpu,
         "host_tid": vcpu.host_tid,
         "matched_by": vcpu.matched_by,
@@ -352,6 +371,7 @@ def _mis_stamped(run: MisStamped) -> Json:
         "guest_to": run.guest_to,
         "events": len(run.rows),
         "late_by": list(run.late_by) if run.late_by else None,
+        **({} if run.host is None else {"host": run.host}),
     }
 
 

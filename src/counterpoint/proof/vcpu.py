@@ -123,7 +123,7 @@ class VcpuProver:
         """What leaves an epoch without a sound verdict, where no event speaks against anything."""
         if epoch.verdict is Verdict.UNBOUNDED:
             return f"none of its events is known to be where the host saw thread {self.thread.windows.tid}"
-        if epoch.verdict is not Verdict.AMBIGUOUS:
+        if epoch.verdict.is_sound or epoch.is_known or not part.fit.candidates:
             return ""
         if len(part.fit.candidates) > 1:
             return f"{len(part.fit.candidates)} intervals of offsets hold its events"

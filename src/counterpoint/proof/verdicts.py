@@ -118,7 +118,7 @@ class EpochProof:
     ``usable`` is the part of ``feasible`` that suits the events around a change as well. ``host``: the further host
     that the guest was on, as thread ``host_tid`` (None: the first host, the vCPU's thread); host stamps and offsets are
     by that host's clock then. ``checked`` = ``inside`` + ``violations``; ``unknown`` events fall where the host did not
-    see. ``doubted`` i64: the rows for which nothing proves the map, where the verdict of the vCPU is not sound.
+    see. ``doubted`` i64: the rows that its map may be wrong for: where a verdict is not sound, and between two hosts.
     """
 
     rows: I64

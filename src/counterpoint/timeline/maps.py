@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from counterpoint.clocks.rate import Rate
 from counterpoint.clocks.saved import maps_from
 from counterpoint.clocks.spans import Spans
 from counterpoint.errors import BadFileError
+from counterpoint.proof.matching import ThreadPool
 from counterpoint.proof.nesting import Clock
 from counterpoint.proof.reach import MAX_SPANS, reaches_of
 from counterpoint.proof.relation import relation_of
 from counterpoint.proof.verdicts import VcpuProof, Verdict
 from counterpoint.proof.windows import RunWindows
+from counterpoint.timeline.placing import FurtherHost
 from counterpoint.timeline.proving import GuestProof
 from counterpoint.timeline.stamps import pairs_of_counter
 from counterpoint.timeline.sync import SyncResult
@@ -41,7 +44,18 @@ def maps_of(result: SyncResult, pairs: Iterable[ClockPair] = ()) -> Maps:
     told, notes = _told_pairs(result, host)
     recordings = {result.host_name: result.host} | {g.name: g.recording for g in result.guests}
     guests = [_guest(guest, recordings[guest.parent], result) for guest in result.guests]
-    return Maps(host, tuple(guests), (*told, *pairs), notes)
+    further = [_further(one, result) for one in result.hosts]
+    notes += tuple(note for maps in further for note in maps.notes)
+    return Maps(host, tuple(guests), (*told, *pairs), tuple(further), notes)
+
+
+def _further(host: FurtherHost, result: SyncResult) -> Maps:
+    """The maps of the guests that went to a further host, in that host's own time."""
+    machine = _machine(host.recording, host.name, rate_of(host.recording), ())
+    told, notes = _told_pairs(result, machine)
+    there = [g for g in result.guests if any(e.host == host.name for v in g.vcpus for e in v.epochs)]
+    guests = [_guest(guest, host.recording, result, host) for guest in there]
+    return Maps(machine, tuple(guests), tuple(told), notes=notes)
 
 
 def read_map(path: str | PathLike[str]) -> Maps:
@@ -99,19 +113,52 @@ def _counter(name: str, clock: str, guests: Sequence[GuestProof]) -> ArchCounter
     return None
 
 
-def _guest(guest: GuestProof, parent: Recording, result: SyncResult) -> GuestClock:
+def _guest(guest: GuestProof, parent: Recording, result: SyncResult, further: FurtherHost | None = None) -> GuestClock:
+    """A guest on its parent, or on a ``further`` host."""
     relation = relation_of(parent, guest.recording)
     # two clocks in ns over one counter: both round down
     rounding = 1 if relation.constant and guest.recording.unit == "ns" else 0
-    changed = _changed(guest)
-    cpus = [_cpu(guest, vcpu, rounding, changed, is_nested=guest.parent != result.host_name) for vcpu in guest.vcpus]
+    on = None if further is None else further.name
+    changed = _changed(guest, on)
+    cpus = []
+    for vcpu in guest.vcpus:
+        here, pool = _on(vcpu, on), guest.pool if further is None else further.pool
+        clock = _cpu(guest, here, pool, rounding, changed, is_nested=guest.parent != result.host_name)
+        cpus.append(_with_moves(clock, vcpu, on, result.host_name))
     machine = _machine(guest.recording, guest.name, rate_of(guest.recording), result.guests)
-    return GuestClock(machine, guest.parent, tuple(cpus))
+    return GuestClock(machine, guest.parent if on is None else on, tuple(cpus))
 
 
-def _changed(guest: GuestProof) -> str:
-    """What shows that the guest's clocks are set at times ("": nothing does)."""
-    several = [v for v in guest.vcpus if len(v.epochs) > 1]
+def _on(vcpu: VcpuProof, host: str | None) -> VcpuProof:
+    """What of a vCPU's proof is of one host (None: the first)."""
+    epochs = tuple(e for e in vcpu.epochs if e.host == host)
+    if len(epochs) == len(vcpu.epochs) and host is None:
+        return vcpu
+    tid = vcpu.host_tid if host is None else next((e.host_tid for e in epochs), None)
+    # what was typed speaks of the first host, what was logged names its host's thread
+    claims = tuple(c for c in vcpu.claims if c.claim.tid == tid or (host is None and c.claim.tid is None))
+    late = tuple(m for m in vcpu.mis_stamped if m.host == host)
+    return replace(vcpu, epochs=epochs, host_tid=tid, claims=claims, mis_stamped=late)
+
+
+def _with_moves(clock: CpuClock, vcpu: VcpuProof, on: str | None, first_host: str) -> CpuClock:
+    """The clock of a vCPU on one host, with nothing beyond where it came from another one or went there."""
+    mine = [index for index, epoch in enumerate(vcpu.epochs) if epoch.host == on]
+    if clock.refusal or len(mine) == len(vcpu.epochs):
+        return clock
+    said, ends = f"guest CPU {vcpu.guest_cpu}", [clock.before, clock.after]
+    for side, neighbour, verb in ((0, mine[0] - 1, "came from"), (1, mine[-1] + 1, "went to")):
+        if 0 <= neighbour < len(vcpu.epochs):
+            other = vcpu.epochs[neighbour].host or first_host
+            reach = clock.reaches[-side]
+            stamp = _host(clock.epochs[-side], reach.seen[side])
+            ends[side] = End(stamp, f"{said} {verb} {other} (--on {other})", is_firm=True)
+    return replace(clock, before=ends[0], after=ends[1])
+
+
+def _changed(guest: GuestProof, on: str | None) -> str:
+    """What shows that the guest's clocks are set at times on a host ("": nothing does)."""
+    several = [v for v in guest.vcpus if sum(e.host == on for e in v.epochs) > 1]
     if not several:
         return ""
     vcpu = several[0]
@@ -119,25 +166,27 @@ def _changed(guest: GuestProof) -> str:
     return f"{guest.name}: guest CPU {vcpu.guest_cpu}: {what} in the recording, and may have beyond it"
 
 
-def _cpu(guest: GuestProof, vcpu: VcpuProof, rounding: int, changed: str, *, is_nested: bool) -> CpuClock:
+def _cpu(
+    guest: GuestProof, vcpu: VcpuProof, pool: ThreadPool | None, rounding: int, changed: str, *, is_nested: bool
+) -> CpuClock:
     said = f"guest CPU {vcpu.guest_cpu}"
+    if not vcpu.epochs:
+        return CpuClock(vcpu.guest_cpu, refusal=f"{said} is not known to have been on this host")
     doubted = next((e for e in vcpu.epochs if not e.verdict.is_sound), None)
-    moved = next((e.host for e in vcpu.epochs if e.host is not None), None)
-    if moved is not None:
-        return CpuClock(
-            vcpu.guest_cpu, refusal=f"{said} went to {moved}: stamps of a guest that moved are not converted"
-        )
-    if vcpu.host_tid is None or guest.pool is None:
+    if vcpu.host_tid is None or pool is None:
         return CpuClock(vcpu.guest_cpu, refusal=_why(f"{said}'s thread was not found", vcpu))
     if doubted is not None:
         hint = "; --no-claims leaves the claims out" if doubted.verdict is Verdict.REFUTED else ""
         return CpuClock(vcpu.guest_cpu, refusal=_why(f"{said}'s map is {doubted.verdict}", vcpu) + hint)
-    thread = guest.pool.thread(vcpu.host_tid)
-    clock = guest.pool.guest_host.clock_of(guest.pool.activity, vcpu.host_tid) if guest.pool.guest_host else None
+    thread = pool.thread(vcpu.host_tid)
+    clock = pool.guest_host.clock_of(pool.activity, vcpu.host_tid) if pool.guest_host else None
     reaches = reaches_of(guest.recording, vcpu, thread, in_order=clock is not Clock.OWN)
     epochs = tuple(epoch.as_epoch() for epoch in vcpu.epochs)
     if reaches is None or not all(epoch.is_bounded for epoch in epochs):
-        return CpuClock(vcpu.guest_cpu, refusal=_why(f"the host saw no event of {said} run", vcpu))
+        why = f"the host saw no event of {said} run"
+        if all(epoch.inside for epoch in vcpu.epochs):
+            why = f"which events are of which of {said}'s epochs is not sure: a step goes out of the host's sight"
+        return CpuClock(vcpu.guest_cpu, refusal=_why(why, vcpu))
     first, last = _host(epochs[0], reaches[0].seen[0]), _host(epochs[-1], reaches[-1].seen[1])
     before, after = (End(stamp, changed) if changed else End() for stamp in (first, last))
     for stamp in _edges_of_claims(vcpu):
