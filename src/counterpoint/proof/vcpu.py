@@ -92,13 +92,13 @@ class VcpuProver:
         if not parts:
             parts = [self._unbounded_part(usable)]
         for part in parts:
-            self._beware(part, late)
+            stray += self._beware(part, late)
             stray += self._doubt(part)
         if self._drifts(parts):
             stray.append(DRIFT)
             for part in parts:
                 part.doubtful = part.doubtful or part.source == BY_CAUSALITY
-        mis_stamped = tuple(self.mis_stamped(first, last, parts) for first, last in late)
+        mis_stamped = tuple(self.mis_stamped(first, last, parts) for first, last in sorted(late))
         late_rows = np.zeros(len(self.track.guest), np.bool_)
         for first, last in late:
             late_rows[first:last] = True
@@ -121,25 +121,40 @@ class VcpuProver:
         host, windows = self.track.guest - part.offset, self.thread.windows
         return int(((host < windows.first) | (host > windows.last)).sum()) < MIN_BETWEEN
 
-    def _beware(self, part: Part, late: list[tuple[int, int]]) -> None:
-        """Leave out of the sure events those that may be stamped late, of a sub-buffer that the part ends with.
+    def _beware(self, part: Part, late: list[tuple[int, int]]) -> list[str]:
+        """Leave out of a part, or of its sure events, those of its first or last sub-buffer that may be stamped late.
 
-        Its first event is stamped rightly. ``late``: the runs that were recognised.
+        A sub-buffer's first event is stamped rightly. ``late``: the runs that were recognised; more are added. Notes on
+        steps back within the part, which one offset does not hold on both sides of: they leave it in doubt.
         """
+        notes = []
+        first, last = part.sure
         for begin, end in self.track.late:
-            if begin < part.last <= end and begin + 1 < part.sure[1] and not any(begin <= a < end for a, _ in late):
-                part.sure = part.sure[0], max(begin + 1, part.sure[0] + 1)
-                outcome = check(self.track.guest[slice(*part.sure)], part.offset, self.thread)
-                if part.fit.is_unique and outcome.feasible is not None:
-                    best = Candidate(*outcome.feasible, outcome.inside, outcome.evidence)
-                    part.fit, part.usable = replace(part.fit, candidates=(best,)), None
+            if any(begin <= a < end for a, _ in late):
+                continue
+            if begin <= part.first < end < part.last:
+                late.append((part.first, end))
+                part.first, first = end, max(first, end)
+            elif part.first < end < part.last:
+                part.doubtful = True
+                notes.append(f"the guest's counter stepped back before guest stamp {self._stamp(end)}")
+            elif begin < part.last <= end:
+                last = min(last, begin + 1)
+        if (first, last) == part.sure or last - first < 1:
+            return notes
+        part.sure = first, last
+        outcome = check(self.track.guest[first:last], part.offset, self.thread)
+        if part.fit.is_unique and outcome.feasible is not None:
+            best = Candidate(*outcome.feasible, outcome.inside, outcome.evidence)
+            part.fit, part.usable = replace(part.fit, candidates=(best,)), None
+        return notes
 
     def _doubt(self, part: Part) -> list[str]:
         """Notes on events of the part that its offset puts out of sight without reason; they leave it in doubt."""
         if not part.fit.candidates:
             return []
         runs = unexplained(self.track.guest, self.thread, part.offset, part.first, part.last)
-        part.doubtful = bool(runs)
+        part.doubtful = part.doubtful or bool(runs)
         return [
             f"{last - first} events (guest stamps {self._stamp(first)} to {self._stamp(last - 1)}) would lie outside"
             " the host's recording: the offset seems to have changed, by how much is not known"
@@ -417,7 +432,7 @@ class VcpuProver:
             unknown=outcome.unknown if known else len(track.guest),
             evidence=outcome.evidence if known else 0,
             guest_sure=(
-                None if first_epoch else self._stamp(part.sure[0]),
+                None if first_epoch and part.sure[0] <= part.first else self._stamp(part.sure[0]),
                 None if last_epoch and part.sure[1] >= part.last else self._stamp(part.sure[1] - 1),
             ),
             low=self._witness(sure, sure_at, part.offset, low=True),
