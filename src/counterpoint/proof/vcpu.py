@@ -132,7 +132,7 @@ class VcpuProver:
         for begin, end in self.track.late:
             if any(begin <= a < end for a, _ in late):
                 continue
-            if begin <= part.first < end < part.last:
+            if begin <= part.first < end < part.last and end - part.first < MIN_BETWEEN:
                 late.append((part.first, end))
                 part.first, first = end, max(first, end)
             elif part.first < end < part.last:
