@@ -108,7 +108,7 @@ def _of_vcpu(world: World, vcpu: VcpuProof, result: SyncResult) -> list[str]:
             return []  # its own thread is out, and nothing speaks for the other but that
         return [f"matched to {vcpu.host_tid}, not {tid} ({vcpu.verdict})"]
     truths = true_offsets(world, vcpu, result)
-    if sorted(row for e in vcpu.epochs for row in e.rows.tolist()) != sorted(truths):
+    if sorted(row for e in (*vcpu.epochs, *vcpu.mis_stamped) for row in e.rows.tolist()) != sorted(truths):
         out.append("its epochs do not cover its events once each")
     known = len({truths[row] for row in truths})
     if len(vcpu.epochs) > len(world.truth.epochs[vcpu.guest_cpu]):

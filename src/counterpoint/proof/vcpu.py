@@ -56,7 +56,7 @@ class Part:
     usable: Interval | None = None
     doubtful: bool = False
     unexplained: list[tuple[int, int]] = field(default_factory=list)
-    creeps: bool = False
+    shaky: bool = False
 
 
 class VcpuProver:
@@ -94,14 +94,14 @@ class VcpuProver:
         if not parts:
             parts = [self._unbounded_part(usable)]
         for part in parts:
-            self._beware(part, late)
+            stray += self._beware(part, late)
             stray += self._doubt(part)
         if self._drifts(parts):
             stray.append(DRIFT)
             for part in parts:
-                part.creeps = part.source == BY_CAUSALITY
-                part.doubtful = part.doubtful or part.creeps
-        mis_stamped = tuple(self.mis_stamped(first, last, parts) for first, last in late)
+                part.shaky = part.source == BY_CAUSALITY
+                part.doubtful = part.doubtful or part.shaky
+        mis_stamped = tuple(self.mis_stamped(first, last, parts) for first, last in sorted(late))
         late_rows = np.zeros(len(self.track.guest), np.bool_)
         for first, last in late:
             late_rows[first:last] = True
@@ -139,25 +139,40 @@ class VcpuProver:
         host, windows = self.track.guest - part.offset, self.thread.windows
         return int(((host < windows.first) | (host > windows.last)).sum()) < MIN_BETWEEN
 
-    def _beware(self, part: Part, late: list[tuple[int, int]]) -> None:
-        """Leave out of the sure events those that may be stamped late, of a sub-buffer that the part ends with.
+    def _beware(self, part: Part, late: list[tuple[int, int]]) -> list[str]:
+        """Leave out of a part, or of its sure events, those of its first or last sub-buffer that may be stamped late.
 
-        Its first event is stamped rightly. ``late``: the runs that were recognised.
+        A sub-buffer's first event is stamped rightly. ``late``: the runs that were recognised; more are added. Notes on
+        steps back within the part, which one offset does not hold on both sides of: they leave it in doubt.
         """
+        notes = []
+        first, last = part.sure
         for begin, end in self.track.late:
-            if begin < part.last <= end and begin + 1 < part.sure[1] and not any(begin <= a < end for a, _ in late):
-                part.sure = part.sure[0], max(begin + 1, part.sure[0] + 1)
-                outcome = check(self.track.guest[slice(*part.sure)], part.offset, self.thread)
-                if part.fit.is_unique and outcome.feasible is not None:
-                    best = Candidate(*outcome.feasible, outcome.inside, outcome.evidence)
-                    part.fit, part.usable = replace(part.fit, candidates=(best,)), None
+            if any(begin <= a < end for a, _ in late):
+                continue
+            if begin <= part.first < end < part.last and end - part.first < MIN_BETWEEN:
+                late.append((part.first, end))
+                part.first, first = end, max(first, end)
+            elif part.first < end < part.last:
+                part.doubtful = part.shaky = True
+                notes.append(f"the guest's counter stepped back before guest stamp {self._stamp(end)}")
+            elif begin < part.last <= end:
+                last = min(last, begin + 1)
+        if (first, last) == part.sure or last - first < 1:
+            return notes
+        part.sure = first, last
+        outcome = check(self.track.guest[first:last], part.offset, self.thread)
+        if part.fit.is_unique and outcome.feasible is not None:
+            best = Candidate(*outcome.feasible, outcome.inside, outcome.evidence)
+            part.fit, part.usable = replace(part.fit, candidates=(best,)), None
+        return notes
 
     def _doubt(self, part: Part) -> list[str]:
         """Notes on events of the part that its offset puts out of sight without reason; they leave it in doubt."""
         if not part.fit.candidates:
             return []
         runs = unexplained(self.track.guest, self.thread, part.offset, part.first, part.last)
-        part.doubtful, part.unexplained = bool(runs), runs
+        part.doubtful, part.unexplained = part.doubtful or bool(runs), runs
         return [
             f"{last - first} events (guest stamps {self._stamp(first)} to {self._stamp(last - 1)}) would lie outside"
             " the host's recording: the offset seems to have changed, by how much is not known"
@@ -464,7 +479,7 @@ class VcpuProver:
     def _doubted(self, part: Part, outcome: Check) -> I64:
         """The part's rows that its offset may be wrong for: all, unless it is the only one that can be."""
         rows = self.track.rows[part.first : part.last]
-        if part.creeps or not part.fit.is_unique:
+        if part.shaky or not part.fit.is_unique:
             return rows
         only = part.fit.candidates[0]
         if not only.lo <= part.offset <= only.hi:

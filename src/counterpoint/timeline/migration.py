@@ -506,7 +506,8 @@ def _opened_at(guest: Recording, epoch: EpochProof) -> EpochProof:
     """The first epoch on a further host: it begins with its first event."""
     stamp = guest.stamp[epoch.rows[:1]]
     host = int(epoch.as_epoch().to_host(stamp)[0]) if epoch.offset is not None else None
-    return replace(epoch, guest_from=int(stamp[0]), host_from=host, guest_sure=(int(stamp[0]), epoch.guest_sure[1]))
+    sure = int(stamp[0]) if epoch.guest_sure[0] is None else epoch.guest_sure[0], epoch.guest_sure[1]
+    return replace(epoch, guest_from=int(stamp[0]), host_from=host, guest_sure=sure)
 
 
 def _closed_at(guest: Recording, epoch: EpochProof) -> EpochProof:

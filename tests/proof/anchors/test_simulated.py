@@ -23,7 +23,14 @@ def options_of(seed: int) -> WorldOptions:
     """A random world of two clocks that one offset relates, with timers on both sides."""
     drawn = random_options(seed)
     raw = {"x86": ("x86-tsc",), "arm64": ("mono_raw", "mono_raw", "local")}[drawn.arch]
-    plain: dict[str, Any] = {"clock": raw[seed % len(raw)], "guest_clock": "", "steps": 0, "migrate": False, "khz_b": 0}
+    plain: dict[str, Any] = {
+        "clock": raw[seed % len(raw)],
+        "guest_clock": "",
+        "steps": 0,
+        "migrate": False,
+        "returns": 0,
+        "khz_b": 0,
+    }
     scaled = {"guest_khz": 0, "nested_khz": 0, "pvclock": False}
     return replace(drawn, **plain, **scaled, vtimers=True, kvm_events=True, events=4000)
 
