@@ -17,10 +17,11 @@ from counterpoint.clocks.scaling import Scale
 from counterpoint.proof.cone import cone
 from counterpoint.proof.epochs import change_points, unexplained
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, Candidate, Fit, Thread, check, fit
+from counterpoint.proof.holding import BY_CAUSALITY, Claims, Part
 from counterpoint.proof.lines import Line, Lines, Piece, as_fraction, edges_of, in_use, value_bounds
 from counterpoint.proof.relation import Relation
 from counterpoint.proof.tracks import Track
-from counterpoint.proof.vcpu import BY_CAUSALITY, Part, VcpuProver
+from counterpoint.proof.vcpu import VcpuProver
 from counterpoint.proof.verdicts import ClaimProof, EpochProof, Fitted, MisStamped, VcpuProof, Verdict
 from counterpoint.traces.recording import Recording
 
@@ -335,7 +336,7 @@ def _claim(guest: Recording, track: Track, thread: Thread, claim: Claim, epochs:
         offset = track.relative_offset(claim.offset, plain.windows.base)
         count = len(track.guest)
         part = Part(0, count, (0, count), Fit(), offset, claim.source)
-        proof = VcpuProver(guest, track, plain).claim(claim, [part], np.zeros(count, np.bool_))
+        proof = Claims(guest, track, plain).hold(claim, [part], np.zeros(count, np.bool_))
         if proof.verdict is not Verdict.UNBOUNDED:
             return proof
         reason = _too_far(track, claim, epochs) if claim.scale == Scale() else ""

@@ -15,13 +15,13 @@ import numpy as np
 
 from counterpoint.clocks.counter import to_signed
 from counterpoint.proof.fit import Thread
+from counterpoint.proof.holding import BY_CAUSALITY
 from counterpoint.proof.lines import Lines, Piece, sharing_rates
 from counterpoint.proof.matching import Hints, Match, ThreadPool, is_held, match_lines
 from counterpoint.proof.pieces import MIN_BETWEEN
 from counterpoint.proof.polygon import Polygon
 from counterpoint.proof.relation import Relation
 from counterpoint.proof.tracks import Track
-from counterpoint.proof.vcpu import BY_CAUSALITY
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from counterpoint.proof.anchors.model import Tightened
-from counterpoint.proof.vcpu import BY_CAUSALITY
+from counterpoint.proof.holding import BY_CAUSALITY
 from counterpoint.proof.verdicts import AnchorProof, ClaimProof, EpochProof, VcpuProof, Verdict
 
 

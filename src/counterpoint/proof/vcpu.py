@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
 from counterpoint.claims import given
 from counterpoint.claims.model import Claim
-from counterpoint.clocks.counter import I64, Bools
+from counterpoint.clocks.counter import I64
 from counterpoint.proof.epochs import MIN_BETWEEN, Stretch, change_points, find_stretches, unexplained
 from counterpoint.proof.feasible import Interval, IntervalSet, narrow
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, Candidate, Check, Fit, Thread, check, fit
+from counterpoint.proof.holding import BY_CAUSALITY, Claims, Part
 from counterpoint.proof.tracks import Track
 from counterpoint.proof.verdicts import (
     ClaimProof,
-    Counterexample,
-    EpochOutcome,
     EpochProof,
     MisStamped,
     VcpuProof,
@@ -27,8 +26,6 @@ from counterpoint.proof.verdicts import (
 )
 from counterpoint.proof.windows import FOREVER
 from counterpoint.traces.recording import Recording
-
-BY_CAUSALITY = "causality"
 
 MAX_DRIFT = 1000
 """One part in this many: offsets that creep more slowly may be a difference of the clocks' rates."""
@@ -39,24 +36,6 @@ DRIFT = (
 
 # a bound this far off comes from an open end
 _OPEN = int(FOREVER) // 2
-
-
-@dataclass(slots=True)
-class Part:
-    """Events ``first``..``last`` of the track at relative offset ``offset``; ``sure`` events bound it."""
-
-    first: int
-    last: int
-    sure: tuple[int, int]
-    fit: Fit
-    offset: int
-    source: str = BY_CAUSALITY
-    host_from: int | None = None
-    host_to: int | None = None
-    usable: Interval | None = None
-    doubtful: bool = False
-    unexplained: list[tuple[int, int]] = field(default_factory=list)
-    shaky: bool = False
 
 
 class VcpuProver:
@@ -74,6 +53,7 @@ class VcpuProver:
         self.track = track
         self.thread = thread
         self.base = thread.windows.base
+        self.claims = Claims(guest, track, thread)
 
     # -- entry point
 
@@ -105,7 +85,7 @@ class VcpuProver:
         late_rows = np.zeros(len(self.track.guest), np.bool_)
         for first, last in late:
             late_rows[first:last] = True
-        claim_proofs = tuple(self.claim(c, parts, late_rows) for c in claims)
+        claim_proofs = tuple(self.claims.hold(c, parts, late_rows) for c in claims)
         epochs = tuple(self.epoch(index, parts, claim_proofs) for index in range(len(parts)))
         if not notes and not stray:
             stray = [why for e, part in zip(epochs, parts, strict=True) if (why := self._why(e, part))]
@@ -204,18 +184,12 @@ class VcpuProver:
         found = fit(level, self.thread, (parts[0].offset - reach, parts[0].offset + reach), 0)
         return bool(found.candidates)
 
-    def _relative(self, claim: Claim) -> int:
-        return self.track.relative_offset(claim.offset, self.base)
-
-    def _host_relative(self, stamp: int | None) -> int | None:
-        return None if stamp is None else self.thread.value(stamp)
-
     def _from_one_claim(self, claims: list[Claim]) -> list[Part] | None:
         """One epoch at a claim that speaks of all time and holds for all events; None where there is none."""
         for claim in claims:
             if claim.host_from is not None or claim.host_to is not None:
                 continue
-            offset = self._relative(claim)
+            offset = self.claims.relative(claim)
             outcome = check(self.track.guest, offset, self.thread)
             if outcome.feasible and outcome.evidence >= EVIDENCE_FOR_CLAIM:
                 lo, hi = outcome.feasible
@@ -245,14 +219,14 @@ class VcpuProver:
         Where several cuts do, the events between the first and the last of them are not sure.
         """
         guest, count = self.track.guest, len(self.track.guest)
-        offsets = [self._relative(claim) for claim in chain]
+        offsets = [self.claims.relative(claim) for claim in chain]
         # runs[j][c]: how far claim j holds from event c on; where the stamps step back the counter was set
         every = np.arange(count + 1)
         back = np.append(np.flatnonzero(guest[1:] < guest[:-1]) + 1, count)
         steps = np.append(back, count)[np.searchsorted(back, every, side="right")]
         runs = []
         for claim, offset in zip(chain, offsets, strict=True):
-            begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
+            begin, end = self.claims.host_relative(claim.host_from), self.claims.host_relative(claim.host_to)
             bad = check(guest, offset, self.thread).violating
             if begin is not None:
                 bad |= guest - offset < begin
@@ -279,8 +253,8 @@ class VcpuProver:
                     return None
                 weak = outcome.evidence < EVIDENCE_FOR_CLAIM
                 found = Fit((Candidate(*outcome.feasible, outcome.inside, outcome.evidence),), weak=weak)
-                begin = None if claim.first_seen is not None else self._host_relative(claim.host_from)
-                end = None if claim.last_seen is not None else self._host_relative(claim.host_to)
+                begin = None if claim.first_seen is not None else self.claims.host_relative(claim.host_from)
+                end = None if claim.last_seen is not None else self.claims.host_relative(claim.host_to)
                 parts.append(Part(first, last, sure, found, offset, claim.source, begin, end))
             last = first
         return parts[::-1]
@@ -315,7 +289,7 @@ class VcpuProver:
         count = len(self.track.guest)
         found = fit(self.track.guest, self.thread)
         if claims:
-            return Part(0, count, (0, count), found, self._relative(claims[0]), claims[0].source)
+            return Part(0, count, (0, count), found, self.claims.relative(claims[0]), claims[0].source)
         return Part(0, count, (0, count), Fit(many=found.many), 0, "")
 
     def _parts(
@@ -373,7 +347,7 @@ class VcpuProver:
     def _choose(self, stretch: Stretch, claims: list[Claim]) -> tuple[int, str]:
         """The offset in use: a claim's that the stretch allows, else the middle of its best interval."""
         for claim in claims:
-            offset = self._relative(claim)
+            offset = self.claims.relative(claim)
             if any(c.lo <= offset <= c.hi for c in stretch.fit.candidates) and self._speaks_of(claim, stretch, offset):
                 return offset, claim.source
         return stretch.middle, BY_CAUSALITY
@@ -381,15 +355,15 @@ class VcpuProver:
     def _speaks_of(self, claim: Claim, stretch: Stretch, offset: int) -> bool:
         """Whether the claim's span of host time holds the middle of the stretch."""
         middle = int(self.track.guest[(stretch.sure_first + stretch.sure_last) // 2]) - offset
-        return bool(self._in_span(claim, np.array([middle]))[0])
+        return bool(self.claims.in_span(claim, np.array([middle]))[0])
 
     def _announced(self, left: Part, right: Part, claims: list[Claim]) -> int | None:
         """The host time of a change that a claim names: one ends where the next begins, both offsets in use."""
         claims = [c for c in claims if not c.is_sampled]
-        begins = {c.host_from for c in claims if c.host_from is not None and self._relative(c) == right.offset}
+        begins = {c.host_from for c in claims if c.host_from is not None and self.claims.relative(c) == right.offset}
         for claim in claims:
-            if claim.host_to in begins and claim.host_to is not None and self._relative(claim) == left.offset:
-                return self._host_relative(claim.host_to)
+            if claim.host_to in begins and claim.host_to is not None and self.claims.relative(claim) == left.offset:
+                return self.claims.host_relative(claim.host_to)
         return None
 
     def mis_stamped(self, first: int, last: int, parts: list[Part]) -> MisStamped:
@@ -513,17 +487,10 @@ class VcpuProver:
             return Verdict.DERIVED
         return Verdict.AMBIGUOUS if outcome.inside else Verdict.UNBOUNDED
 
-    def _is_about(self, claim: Claim, part: Part) -> bool:
-        """Whether the claim's span of host time meets the part's events."""
-        begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
-        first = int(self.track.guest[part.first]) - part.offset
-        last = int(self.track.guest[part.last - 1]) - part.offset
-        return (begin is None or begin <= last) and (end is None or end > first)
-
     def _is_refuted_in(self, proof: ClaimProof, part: Part, index: int) -> bool:
         """Whether a refuted claim is so in this part; where no part alone refutes it, in every one that it is about."""
         wrong = [o.epoch for o in proof.by_epoch if o.verdict is Verdict.REFUTED]
-        return index in wrong if wrong else self._is_about(proof.claim, part)
+        return index in wrong if wrong else self.claims.is_about(proof.claim, part)
 
     def _witness(self, outcome: Check, at: int, offset: int, *, low: bool) -> Witness | None:
         """The event that bounds the offset on one side, and its span."""
@@ -554,134 +521,12 @@ class VcpuProver:
             return ""
         return windows.kind.edge_events[0 if entry else 1]
 
-    # -- claims
-
-    def claim(self, claim: Claim, parts: list[Part], late_rows: Bools) -> ClaimProof:
-        """Hold a claim against the events it speaks of; those at ``late_rows`` are mis-stamped."""
-        positions = self._spoken_of(claim, parts, late_rows)
-        proof = self._whole_claim(claim, parts, positions)
-        if len(parts) < 2 or claim.scale != self.thread.scale:
-            return proof
-        return replace(proof, by_epoch=tuple(self._by_epoch(claim, parts, positions)))
-
-    def _by_epoch(self, claim: Claim, parts: list[Part], positions: I64) -> Iterator[EpochOutcome]:
-        """How the claim fares in each part that it speaks of."""
-        offset = self._relative(claim)
-        for index, part in enumerate(parts):
-            mine = positions[(positions >= part.first) & (positions < part.last)]
-            if not len(mine):
-                continue
-            outcome = check(self.track.guest[mine], offset, self.thread)
-            known = part.fit.is_unique and not part.doubtful
-            verdict = Verdict.UNBOUNDED
-            if outcome.violations or (known and not any(lo <= offset <= hi for lo, hi in _intervals(part))):
-                verdict = Verdict.REFUTED
-            elif outcome.evidence >= EVIDENCE_FOR_CLAIM or (known and outcome.inside):
-                verdict = Verdict.PROVED
-            yield EpochOutcome(index, verdict, outcome.inside, outcome.violations, outcome.unknown)
-
-    def _whole_claim(self, claim: Claim, parts: list[Part], positions: I64) -> ClaimProof:
-        """The claim against all events it speaks of."""
-        same = claim.scale == self.thread.scale
-        thread = self.thread if same else self.thread.at_scale(claim.scale)
-        events, offset = self.track.guest[positions], self.track.relative_offset(claim.offset, thread.windows.base)
-        outcome = check(events, offset, thread)
-        counts = outcome.inside, outcome.violations, outcome.unknown
-        if outcome.violations:
-            example = self._counterexample(positions, outcome, offset, thread)
-            return ClaimProof(claim, Verdict.REFUTED, *counts, counterexample=example)
-        if outcome.evidence >= EVIDENCE_FOR_CLAIM:
-            return ClaimProof(claim, Verdict.PROVED, *counts)
-        sound = [p for p in parts if p.fit.is_unique and self._is_about(claim, p)]
-        elsewhere = not same or not any(lo <= offset <= hi for p in sound for lo, hi in _intervals(p))
-        if len(events) and sound and elsewhere:
-            other = sound[0]
-            reason = (
-                f"it puts {outcome.unknown} of {len(events)} events where the host saw nothing, while"
-                f" {other.fit.candidates[0].inside} events fit run windows at one other offset alone"
-            )
-            example = self._example(int(positions[0]), offset, thread, None, None, reason)
-            return ClaimProof(claim, Verdict.REFUTED, *counts, counterexample=example, reason=reason)
-        reason = (
-            "no event falls where the host saw its thread"
-            if not outcome.inside
-            else (f"only {outcome.inside} events fall into run windows: chance may do that")
-        )
-        return ClaimProof(claim, Verdict.UNBOUNDED, *counts, reason=reason)
-
-    def _spoken_of(self, claim: Claim, parts: list[Part], late_rows: Bools) -> I64:
-        """Positions of the events that the claim speaks of: its span of host time, by the maps in use."""
-        keep = ~late_rows
-        if claim.host_from is not None or claim.host_to is not None:
-            host = np.zeros(len(self.track.guest), np.int64)
-            for part in parts:
-                # with no better map the claim's own word places its events
-                known = part.fit.candidates or claim.scale != self.thread.scale
-                offset = part.offset if known else self._relative(claim)
-                host[part.first : part.last] = self.track.guest[part.first : part.last] - offset
-            keep &= self._in_span(claim, host)
-            if claim.is_sampled and claim.scale == self.thread.scale:
-                for part in self._not_its(claim, parts, host):
-                    keep[part.first : part.last] = False
-        return np.flatnonzero(keep)
-
-    def _not_its(self, claim: Claim, parts: list[Part], host: I64) -> list[Part]:
-        """The parts that a sampled claim does not speak of: another offset holds there, and it was not seen there.
-
-        ``host`` i64[n]: where the maps in use put the events.
-        """
-        begin, end = self._host_relative(claim.first_seen), self._host_relative(claim.last_seen)
-        away = []
-        for part in parts:
-            first, last = int(host[part.first]), int(host[part.last - 1])
-            before = 0 if begin is None else max(begin - last, 0)
-            behind = 0 if end is None else max(first - end, 0)
-            away.append(max(before, behind))
-        offset = self._relative(claim)
-        return [
-            part
-            for part, distance in zip(parts, away, strict=True)
-            # where it was seen between two parts' events the nearest is its own
-            if distance > min(away) and part.fit.candidates and not any(a <= offset <= b for a, b in _intervals(part))
-        ]
-
-    def _in_span(self, claim: Claim, host: I64) -> Bools:
-        """Which of ``host`` i64[n], times as those of the windows, the claim speaks of."""
-        begin, end = self._host_relative(claim.host_from), self._host_relative(claim.host_to)
-        keep: Bools = (host >= (begin if begin is not None else -FOREVER)) & (
-            host < (end if end is not None else FOREVER)
-        )
-        if claim.held is not None and self.thread.scale.is_identity:
-            stamps = (host + self.base).view(np.uint64)
-            keep &= claim.held.holds(stamps, stamps)
-        return keep
-
-    def _counterexample(self, positions: I64, outcome: Check, offset: int, thread: Thread) -> Counterexample:
-        position = int(positions[int(np.flatnonzero(outcome.violating)[0])])
-        gap = int(np.searchsorted(thread.lo, self.track.guest[position] - offset, side="right")) - 1
-        left, entered = thread.stamp(int(thread.hi[gap])), thread.stamp(int(thread.lo[gap + 1]))
-        reason = f"thread {thread.windows.tid} was outside guest mode from {left} to {entered}"
-        return self._example(position, offset, thread, left, entered, reason)
-
-    def _example(
-        self, position: int, offset: int, thread: Thread, host_from: int | None, host_to: int | None, reason: str
-    ) -> Counterexample:
-        """The event at ``position``, where ``offset`` puts it."""
-        row = int(self.track.rows[position])
-        host = thread.stamp(int(self.track.guest[position]) - offset)
-        event = self.guest.event_name(int(self.guest.event_id[row]))
-        return Counterexample(int(self.guest.stamp[row]), row, event, host, host_from, host_to, reason)
-
 
 def _follows(left: Claim, right: Claim) -> bool:
     """Whether one source's claims leave no time between them."""
     if left.last_seen is not None:
         return left.last_seen == right.host_from and left.host_to == right.first_seen
     return left.host_to is not None and left.host_to == right.host_from
-
-
-def _intervals(part: Part) -> list[Interval]:
-    return [(c.lo, c.hi) for c in part.fit.candidates]
 
 
 def unmatched(track: Track, claims: list[Claim], matched_by: str, notes: tuple[str, ...]) -> VcpuProof:

@@ -16,6 +16,7 @@ from counterpoint.proof.anchors.tighten import Anchors, Bounded
 from counterpoint.proof.counters import NO_COUNTER, CounterInfo, Counters
 from counterpoint.proof.drift import prove_lines
 from counterpoint.proof.feasible import Interval
+from counterpoint.proof.holding import BY_CAUSALITY
 from counterpoint.proof.machine_lines import machine_lines, peers_of
 from counterpoint.proof.matching import Hints, Match, ThreadPool, match
 from counterpoint.proof.nesting import Clock
@@ -32,7 +33,7 @@ from counterpoint.proof.sums import Hypervisor, Sum
 from counterpoint.proof.ticks import TickProver, in_ns, sure_rows, with_cntvoff
 from counterpoint.proof.told_rates import held_to, refuted_by
 from counterpoint.proof.tracks import Track, tracks_of
-from counterpoint.proof.vcpu import BY_CAUSALITY, VcpuProver, unmatched
+from counterpoint.proof.vcpu import VcpuProver, unmatched
 from counterpoint.proof.verdicts import EpochProof, VcpuProof, Verdict, worst
 from counterpoint.proof.windows import WindowKind
 from counterpoint.timeline.migration import Part
