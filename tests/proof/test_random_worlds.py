@@ -12,7 +12,7 @@ from counterpoint.proof.verdicts import Verdict
 from counterpoint.timeline.sync import SyncResult
 from proof.random_worlds import World, complaints, random_world, true_offsets, wrong_claims
 
-SEEDS, PER_TEST = 220, 10
+SEEDS, PER_TEST = 130, 10
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, PER_TEST))

@@ -15,7 +15,7 @@ from counterpoint.proof.ticks import sure_rows
 from counterpoint.simulate import World, WorldOptions, random_options
 from counterpoint.timeline.sync import SyncResult, sync
 
-WORLDS, PER_TEST = 200, 20
+WORLDS, PER_TEST = 100, 20
 Interval = tuple[int, int]
 
 
