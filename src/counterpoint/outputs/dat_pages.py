@@ -1,0 +1,131 @@
+"""A machine's events as ring-buffer pages stamped in host time, CPU by CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from counterpoint.clocks.counter import I64, relative
+from counterpoint.outputs.dat_tables import Translation
+from counterpoint.timeline.merge import Machine
+from counterpoint.traces.recording import Recording, Stream
+from counterpoint.traces.ring import MISSED_UNKNOWN
+from counterpoint.traces.write import CpuPages
+from counterpoint.traces.write_pages import pack_pages
+
+
+class Counted:
+    """Says how many events of ``total`` are written."""
+
+    def __init__(self, say: Callable[[str], None] | None, path: Path, total: int) -> None:
+        """``say`` takes a few words."""
+        self._say = say
+        self._path = path
+        self._total = total
+        self._done = 0
+
+    def __call__(self, events: int) -> None:
+        """So many more."""
+        self._done += events
+        if self._say is not None:
+            self._say(f"writing {self._path}: {self._done} of {self._total} events")
+
+
+@dataclass(slots=True)
+class MachinePages:
+    """The pages of one machine's buffers; stamps are counted from ``base`` to order them.
+
+    ``unmarked`` counts, when all is written, the marks of lost events behind a CPU's last event: pages have no place
+    for such.
+    """
+
+    machine: Machine
+    base: int
+    page_size: int
+    translation: Translation | None = None
+    say: Callable[[int], None] = lambda _: None
+    unmarked: int = 0
+    _streams: dict[str, dict[int, list[int]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Sort the recording's streams by buffer and CPU."""
+        for index, stream in enumerate(self.machine.recording.streams):
+            self._streams.setdefault(stream.buffer, {}).setdefault(stream.cpu, []).append(index)
+
+    @property
+    def buffers(self) -> list[str]:
+        """Names of the buffers, the top one ("") first if there is any."""
+        return sorted(self._streams, key=bool)
+
+    def cpus(self, buffer: str) -> Iterator[CpuPages]:
+        """The pages of each CPU of a buffer, in order."""
+        for cpu, streams in sorted(self._streams.get(buffer, {}).items()):
+            pages = self._cpu(cpu, streams)
+            if pages is not None:
+                yield pages
+
+    def notes(self) -> list[str]:
+        """What is not in the pages, in sentences, when all are written."""
+        if not self.unmarked:
+            return []
+        return [
+            f"{self.machine.name}: {self.unmarked} marks of lost events are left out: no event of their CPU follows"
+        ]
+
+    def _cpu(self, cpu: int, streams: list[int]) -> CpuPages | None:
+        recording = self.machine.recording
+        spans = [recording.streams[index] for index in streams]
+        rows = np.concatenate([_placed(self.machine, span) for span in spans])
+        if not len(rows):
+            self.unmarked += sum(int((recording.losses.stream == index).sum()) for index in streams)
+            return None
+        stamp = self.machine.host_stamp[rows]
+        away = relative(stamp, self.base)
+        place = np.arange(len(rows))
+        if (away[1:] < away[:-1]).any():
+            # as the timeline has them, which is sorted
+            order = np.argsort(away, kind="stable")
+            place[order] = np.arange(len(rows))
+            rows, stamp = rows[order], stamp[order]
+        lost = self._losses(recording, streams, np.sort(rows), place)
+        batches = recording.payloads(rows)
+        if self.translation is not None:
+            batches = self.translation.apply(recording.event_id[rows], batches)
+        pages = pack_pages(
+            stamp,
+            batches,
+            page_size=self.page_size,
+            long_size=recording.long_size,
+            big_endian=recording.big_endian,
+            lost_row=list(lost),
+            lost_count=list(lost.values()),
+        )
+        self.say(len(rows))
+        return CpuPages(cpu, pages.data)
+
+    def _losses(self, recording: Recording, streams: list[int], rows: I64, place: I64) -> dict[int, int]:
+        """How many events were lost before which of the CPU's events.
+
+        ``rows`` i64[n] are those in the order of recording, ``place`` i64[n] where each now stands.
+        """
+        losses = recording.losses
+        found: dict[int, int] = {}
+        for index in streams:
+            mine = np.flatnonzero(losses.stream == index)
+            last = recording.streams[index].last
+            before = np.searchsorted(rows, losses.row[mine])
+            for at, count in zip(before.tolist(), losses.count[mine].tolist(), strict=True):
+                if at == len(rows) or rows[at] >= last:
+                    self.unmarked += 1
+                    continue
+                known = found.get(int(place[at]), 0)
+                unknown = MISSED_UNKNOWN in (known, count)
+                found[int(place[at])] = MISSED_UNKNOWN if unknown else known + count
+        return dict(sorted(found.items()))
+
+
+def _placed(machine: Machine, span: Stream) -> I64:
+    return span.first + np.flatnonzero(machine.placed[span.first : span.last])

@@ -1,0 +1,92 @@
+"""A timeline and the trace.dat file made of it, compared event for event: by our reader, and by trace-cmd."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from counterpoint.clocks.counter import relative
+from counterpoint.timeline.merge import Timeline
+from counterpoint.traces.recording import Recording
+from helpers import need_tool
+
+_LINE = re.compile(r"(.*?)-(\d+) +\[(\d+)\] *([\d.]+): (\S+?): ")
+_LOST = re.compile(r".*?CPU:\d+ \[(\d+ )?EVENTS DROPPED\]")
+
+
+def in_order(read: Recording, base: int) -> np.ndarray:
+    """The rows of a written file in the order of its stamps."""
+    return np.argsort(relative(read.stamp, base), kind="stable")
+
+
+def check_same_events(timeline: Timeline, path: Path, moved: frozenset[str] = frozenset()) -> Recording:
+    """Every event of the timeline is in the file, and no other: machine, CPU, stamp, task, name and payload.
+
+    ``moved``: names of events whose payload is not looked at, since a pointer to a string moved.
+    """
+    read = Recording.open(path)
+    assert read.warnings == []
+    rows = in_order(read, timeline.base)
+    names = ["", *(m.name for m in timeline.machines[1:])]
+    streams = [(names.index(s.buffer), s.cpu) for s in read.streams]
+    of = np.array(streams, np.int64).reshape(-1, 2)[read.stream_of[rows]]
+    assert np.array_equal(read.stamp[rows], timeline.host_ticks)
+    assert np.array_equal(of[:, 0], timeline.machine)
+    assert np.array_equal(of[:, 1], timeline.cpu)
+    assert np.array_equal(read.pid[rows], timeline.pid)
+    for index, machine in enumerate(timeline.machines):
+        mine = timeline.machine == index
+        source, at = machine.recording, timeline.row[mine]
+        same = np.ones(len(at), np.bool_)
+        pairs = np.unique(np.stack([source.event_id[at], read.event_id[rows[mine]]]), axis=1)
+        for own, written in pairs.T.tolist():
+            assert source.event_name(own) == read.event_name(written)
+            same &= (source.event_id[at] != own) | (source.event_name(own) not in moved)
+        before, after = source.payloads(at[same]), read.payloads(rows[mine][same])
+        assert len(before) == len(after)
+        for one, other in zip(before, after, strict=True):
+            assert np.array_equal(one.place, other.place)
+            assert np.array_equal(_without_id(one.rows), _without_id(other.rows))
+    return read
+
+
+def _without_id(rows: np.ndarray) -> np.ndarray:
+    """Payloads but for common_type."""
+    return np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)[:, 2:]
+
+
+def report(path: Path, *flags: str) -> list[str]:
+    """The lines that trace-cmd prints of events and losses; it complains of nothing."""
+    command = [need_tool("trace-cmd"), "report", "-t", "--raw-ts", "-N", *flags, "-i", str(path)]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stderr == b""
+    return [line for line in done.stdout.decode("utf-8", "replace").splitlines() if not line.startswith("cpus=")]
+
+
+def check_trace_cmd(timeline: Timeline, path: Path) -> None:
+    """trace-cmd prints as many events and marks of losses, in the same order."""
+    names = ["", *(m.name for m in timeline.machines[1:])]
+    found, lost = [], []
+    before = ""
+    for line in report(path):
+        if mark := _LOST.match(line):
+            lost.append(int(mark[1] or -1))
+            # the name of the buffer stands here, and not before the event
+            before = line.partition("CPU:")[0]
+        else:
+            event = _LINE.match(line)
+            assert event is not None, line
+            buffer = next((n for n in names[1:] if f"{before}{event[1]}".lstrip().startswith(f"{n}: ")), "")
+            before = ""
+            stamp = int(event[4].replace(".", ""))
+            found.append((names.index(buffer), int(event[3]), int(event[2]), stamp, event[5]))
+    recordings = [m.recording for m in timeline.machines]
+    kinds = [
+        recordings[m].event_name(i) for m, i in zip(timeline.machine.tolist(), timeline.event_id.tolist(), strict=True)
+    ]
+    columns = (timeline.machine, timeline.cpu, timeline.pid, timeline.host_ticks)
+    assert found == list(zip(*(c.tolist() for c in columns), kinds, strict=True))
+    assert sorted(lost) == sorted(loss.count for loss in timeline.losses() if loss.at < len(timeline))
