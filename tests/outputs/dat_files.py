@@ -14,6 +14,7 @@ from counterpoint.traces.recording import Recording
 from helpers import need_tool
 
 _LINE = re.compile(r"(.*?)-(\d+) +\[(\d+)\] *([\d.]+): (\S+?): ")
+_EDGES = ("kvm_entry", "kvm_exit")
 _LOST = re.compile(r".*?CPU:\d+ \[(\d+ )?EVENTS DROPPED\]")
 
 
@@ -90,3 +91,60 @@ def check_trace_cmd(timeline: Timeline, path: Path) -> None:
     columns = (timeline.machine, timeline.cpu, timeline.pid, timeline.host_ticks)
     assert found == list(zip(*(c.tolist() for c in columns), kinds, strict=True))
     assert sorted(lost) == sorted(loss.count for loss in timeline.losses() if loss.at < len(timeline))
+
+
+def inside_windows(files: dict[str, Path], vcpus: dict[tuple[str, int], tuple[str, int]]) -> dict[str, list[int]]:
+    """By what trace-cmd shows of several files: how many guest events lie inside, outside, and where nobody knows.
+
+    ``vcpus``: (guest, CPU) to (its parent, thread). Nothing is known before a thread's first and behind its last
+    kvm_entry or kvm_exit, and between two that events were lost between, on any CPU of the parent.
+    """
+    command = [need_tool("trace-cmd"), "report", "-t", "-N"]
+    for path in files.values():
+        command += ["-i", str(path)]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stderr == b""
+    of_file = {path.name: name for name, path in files.items()}
+    machines: dict[str, dict[str, list]] = {n: {"events": [], "lost": []} for n in files}
+    last: dict[tuple[str, int], int] = {}
+    lost_on: tuple[str, int] | None = None
+    for line in done.stdout.decode("utf-8", "replace").splitlines():
+        if _LOST.match(line):
+            before = line.partition("CPU:")[0].strip(" :")
+            lost_on = of_file[before], int(line.partition("CPU:")[2].split()[0])
+            continue
+        event = _LINE.match(line)
+        if event is None:
+            assert "cpus=" in line, line
+            continue
+        first = event[1].split(":")[0].strip()
+        machine = lost_on[0] if lost_on is not None else of_file[first]
+        cpu, stamp = int(event[3]), int(event[4].replace(".", ""))
+        if lost_on is not None:
+            machines[machine]["lost"].append((last.get((machine, cpu), 0), stamp))
+            lost_on = None
+        last[machine, cpu] = stamp
+        machines[machine]["events"].append((stamp, cpu, int(event[2]), event[5]))
+    out = {guest: [0, 0, 0] for guest, _ in vcpus}
+    for (guest, cpu), (parent, tid) in vcpus.items():
+        edges = [(s, e == "kvm_entry") for s, _, p, e in machines[parent]["events"] if p == tid and e in _EDGES]
+        stamps = np.array([s for s, _ in edges], np.int64)
+        starts = np.array([is_entry for _, is_entry in edges], np.bool_)
+        events = np.array([s for s, c, _, _ in machines[guest]["events"] if c == cpu], np.int64)
+        if not len(stamps):
+            out[guest][2] += len(events)
+            continue
+        # an event at the very stamp of an edge lies on either side of it
+        found = [np.searchsorted(stamps, events, side=side) for side in ("left", "right")]
+        known = (found[1] > 0) & (found[0] < len(stamps))
+        inside = np.zeros(len(events), np.bool_)
+        for at in found:
+            at = np.clip(at, 1, len(stamps) - 1)
+            inside |= starts[at - 1]
+        at = np.clip(found[1], 1, len(stamps) - 1)
+        for begin, end in machines[parent]["lost"]:
+            known &= (stamps[at] < begin) | (stamps[at - 1] > end)
+        out[guest][0] += int((inside & known).sum())
+        out[guest][1] += int((~inside & known).sum())
+        out[guest][2] += int((~known).sum())
+    return out

@@ -44,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"write the timeline; the ending says how: {' '.join(ENDINGS)} (repeatable)",
     )  # fmt: skip
     parser.add_argument(
+        "--attach", metavar="DIR",
+        help="copies of the recordings into DIR that trace-cmd report -i HOST -i GUEST and KernelShark show in sync",
+    )  # fmt: skip
+    parser.add_argument(
         "--dat-version", type=int, choices=(6, 7), default=7, help="of .dat files: 7 (default), or 6 for older readers"
     )
     parser.add_argument(
@@ -58,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     expand(args)
     outputs = [Path(name) for name in args.output]
     _dat_format(args)
+    _check_folder(args)
     for path in outputs:
         _check_output(path, force=args.force, inputs=[args.host, *args.guests, *args.further])
     result = run_sync(args)
@@ -71,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
             _write(result, path, args, progress)
         finally:
             progress.done()
+    if args.attach is not None:
+        _attach(result, args, progress)
     late.say()
     if result.timeline.unplaced:
         warn(f"{result.timeline.unplaced} events are left out of the timeline: no clock map is known for them")
@@ -83,6 +90,35 @@ def run(args: argparse.Namespace) -> int:
 
         print_sync(result)
     return 0 if result.is_sound else 1
+
+
+def _check_folder(args: argparse.Namespace) -> None:
+    """Refuse before any work what ``--attach`` would refuse after it."""
+    if args.attach is None:
+        return
+    folder = Path(args.attach)
+    if not folder.absolute().parent.is_dir() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"--attach {folder}: that is no folder, and none can be made there")
+    from counterpoint.outputs.dat_attach import check_free
+
+    inputs = [Path(name) for name in [args.host, *args.guests, *args.further]]
+    check_free([folder / path.name for path in inputs], inputs, overwrite=args.force)
+
+
+def _attach(result: SyncResult, args: argparse.Namespace, progress: Progress) -> None:
+    from counterpoint.outputs.dat_attach import attach
+
+    folder = Path(args.attach)
+    folder.mkdir(exist_ok=True)
+    try:
+        files = attach(result, folder, overwrite=args.force, progress=progress)
+    finally:
+        progress.done()
+    for file in files:
+        if file.corrected:
+            warn(f"{file.path}: its stamps are host time: TIME_SHIFT cannot say it ({file.corrected})")
+        for note in file.notes:
+            warn(f"{file.path}: {note}")
 
 
 def _dat_format(args: argparse.Namespace) -> DatFormat:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from counterpoint._version import __version__
 from counterpoint.dat_layout import Option
 from counterpoint.errors import UsageError
-from counterpoint.outputs.dat_pages import Counted, MachinePages
+from counterpoint.outputs.dat_pages import Counted, MachinePages, page_size_of
 from counterpoint.outputs.dat_tables import Tables
 from counterpoint.outputs.files import replacing
 from counterpoint.timeline.merge import Machine, Timeline
@@ -47,7 +47,8 @@ def write_dat(
     notes: list[str] = []
     with replacing(path, overwrite=overwrite) as file:
         tables = Tables(host)
-        say = Counted(progress, path, len(timeline))
+        say = Counted(progress, path)
+        say.expect(len(timeline), "events")
         page_size = page_size_of(m.recording for m in machines)
         parts = [
             MachinePages(m, timeline.base, page_size, tables.add(m.name, m.recording, np.flatnonzero(m.placed)), say)
@@ -83,11 +84,6 @@ def _check_alike(machines: tuple[Machine, ...]) -> None:
                 f"{machine.name} and {host.name} cannot be in one trace.dat: they differ in byte order or in the size"
                 " of a long (--attach writes a file for each, .pftrace takes both)"
             )
-
-
-def page_size_of(recordings: Iterable[Recording]) -> int:
-    """A size of pages that every event of the recordings has room in."""
-    return max(4096, *(b.sub_buffer_size for r in recordings for b in r.buffers), 0)
 
 
 def _options(host: Recording) -> list[RawOption]:

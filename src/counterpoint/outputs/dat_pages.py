@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,32 +18,37 @@ from counterpoint.traces.write_pages import pack_pages
 
 
 class Counted:
-    """Says how many events of ``total`` are written."""
+    """Says how much of a file is written."""
 
-    def __init__(self, say: Callable[[str], None] | None, path: Path, total: int) -> None:
+    def __init__(self, say: Callable[[str], None] | None, path: Path) -> None:
         """``say`` takes a few words."""
         self._say = say
         self._path = path
-        self._total = total
         self._done = 0
+        self._of = ""
 
-    def __call__(self, events: int) -> None:
-        """So many more."""
-        self._done += events
+    def expect(self, total: int, unit: str) -> None:
+        """So much is to be written."""
+        self._done = 0
+        self._of = f"of {total} {unit}"
+
+    def __call__(self, more: int) -> None:
+        """So much more is."""
+        self._done += more
         if self._say is not None:
-            self._say(f"writing {self._path}: {self._done} of {self._total} events")
+            self._say(f"writing {self._path}: {self._done} {self._of}")
 
 
 @dataclass(slots=True)
 class MachinePages:
-    """The pages of one machine's buffers; stamps are counted from ``base`` to order them.
+    """The pages of one machine's buffers; stamps are counted from ``base`` to order them (None: they stay as recorded).
 
     ``unmarked`` counts, when all is written, the marks of lost events behind a CPU's last event: pages have no place
     for such.
     """
 
     machine: Machine
-    base: int
+    base: int | None
     page_size: int
     translation: Translation | None = None
     say: Callable[[int], None] = lambda _: None
@@ -83,9 +88,9 @@ class MachinePages:
             self.unmarked += sum(int((recording.losses.stream == index).sum()) for index in streams)
             return None
         stamp = self.machine.host_stamp[rows]
-        away = relative(stamp, self.base)
+        away = relative(stamp, self.base or 0)
         place = np.arange(len(rows))
-        if (away[1:] < away[:-1]).any():
+        if self.base is not None and (away[1:] < away[:-1]).any():
             # as the timeline has them, which is sorted
             order = np.argsort(away, kind="stable")
             place[order] = np.arange(len(rows))
@@ -125,6 +130,11 @@ class MachinePages:
                 unknown = MISSED_UNKNOWN in (known, count)
                 found[int(place[at])] = MISSED_UNKNOWN if unknown else known + count
         return dict(sorted(found.items()))
+
+
+def page_size_of(recordings: Iterable[Recording]) -> int:
+    """A size of pages that every event of the recordings has room in."""
+    return max(4096, *(b.sub_buffer_size for r in recordings for b in r.buffers), 0)
 
 
 def _placed(machine: Machine, span: Stream) -> I64:

@@ -135,6 +135,11 @@ class Recording:
     # -- what the file is
 
     @property
+    def container(self) -> Container:
+        """The file it was read from."""
+        return self._container
+
+    @property
     def version(self) -> int:
         """The trace.dat version, 6 or 7."""
         return self._container.version
