@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from counterpoint.clocks.counter import I64, relative
+from counterpoint.clocks.counter import I64, U64, relative
 from counterpoint.outputs.dat_tables import Translation
 from counterpoint.timeline.merge import Machine
 from counterpoint.traces.recording import Recording, Stream
 from counterpoint.traces.ring import MISSED_UNKNOWN
 from counterpoint.traces.write import CpuPages
 from counterpoint.traces.write_pages import pack_pages
+
+BLOCK = 1 << 16
+"""Events packed at once: few enough that their columns stay in the CPU's cache."""
 
 
 class Counted:
@@ -89,17 +93,28 @@ class MachinePages:
             return None
         stamp = self.machine.host_stamp[rows]
         away = relative(stamp, self.base or 0)
-        place = np.arange(len(rows))
+        place, recorded = None, rows
         if self.base is not None and (away[1:] < away[:-1]).any():
             # as the timeline has them, which is sorted
             order = np.argsort(away, kind="stable")
-            place[order] = np.arange(len(rows))
+            place = np.empty_like(order)
+            place[order] = np.arange(len(order))
             rows, stamp = rows[order], stamp[order]
-        lost = self._losses(recording, streams, np.sort(rows), place)
+        lost = self._losses(recording, streams, recorded, place)
+        parts = []
+        for begin in range(0, len(rows), BLOCK):
+            end = min(begin + BLOCK, len(rows))
+            here = {at - begin: count for at, count in lost.items() if begin <= at < end}
+            parts.append(self._pages(rows[begin:end], stamp[begin:end], here))
+            self.say(end - begin)
+        return CpuPages(cpu, np.concatenate(parts) if len(parts) > 1 else parts[0])
+
+    def _pages(self, rows: I64, stamp: U64, lost: dict[int, int]) -> npt.NDArray[np.uint8]:
+        recording = self.machine.recording
         batches = recording.payloads(rows)
         if self.translation is not None:
             batches = self.translation.apply(recording.event_id[rows], batches)
-        pages = pack_pages(
+        return pack_pages(
             stamp,
             batches,
             page_size=self.page_size,
@@ -107,14 +122,12 @@ class MachinePages:
             big_endian=recording.big_endian,
             lost_row=list(lost),
             lost_count=list(lost.values()),
-        )
-        self.say(len(rows))
-        return CpuPages(cpu, pages.data)
+        ).data
 
-    def _losses(self, recording: Recording, streams: list[int], rows: I64, place: I64) -> dict[int, int]:
+    def _losses(self, recording: Recording, streams: list[int], rows: I64, place: I64 | None) -> dict[int, int]:
         """How many events were lost before which of the CPU's events.
 
-        ``rows`` i64[n] are those in the order of recording, ``place`` i64[n] where each now stands.
+        ``rows`` i64[n] are those in the order of recording, ``place`` i64[n] where each now stands (None: there).
         """
         losses = recording.losses
         found: dict[int, int] = {}
@@ -126,9 +139,10 @@ class MachinePages:
                 if at == len(rows) or rows[at] >= last:
                     self.unmarked += 1
                     continue
-                known = found.get(int(place[at]), 0)
+                to = at if place is None else int(place[at])
+                known = found.get(to, 0)
                 unknown = MISSED_UNKNOWN in (known, count)
-                found[int(place[at])] = MISSED_UNKNOWN if unknown else known + count
+                found[to] = MISSED_UNKNOWN if unknown else known + count
         return dict(sorted(found.items()))
 
 

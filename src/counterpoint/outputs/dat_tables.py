@@ -32,6 +32,9 @@ from counterpoint.traces.write_pages import Batch
 MAX_NAMED = 1 << 14
 """Addresses of one kind of event that are looked up in two kernels' symbols; with more, they are taken to differ."""
 
+MAX_PID = 1 << 22
+"""PID_MAX_LIMIT of the kernel on 64 bits (include/linux/threads.h); a damaged file may have others."""
+
 FIRST_MOVED = 1 << 12
 """Strings that move stand at addresses from here on, where no kernel has any."""
 
@@ -151,7 +154,7 @@ class Tables:
         """
         self._name_tasks(recording, rows)
         ids = np.arange(1 << 16, dtype=np.uint16)
-        found, _ = distinct(recording.event_id[rows])
+        found = np.flatnonzero(np.bincount(recording.event_id[rows], minlength=1))
         known = [recording.formats.get(event_id) for event_id in found.tolist()]
         common = next((f for e in known if e for f in e.common if f.name == "common_type" and f.size == 2), None)
         at = common or Field("common_type", "unsigned short common_type", 0, 2, False, "int", 2)
@@ -254,12 +257,21 @@ class Tables:
     # -- tasks
 
     def _name_tasks(self, recording: Recording, rows: I64) -> None:
-        pids, _ = distinct(recording.pid[rows])
+        pids = _occurring(recording.pid[rows])
         for pid in {*pids.tolist(), *recording.cmdlines} - {0}:
             name = recording.comm(pid)
             names = self._names.setdefault(pid, [])
             if name not in names:
                 names.append(name)
+
+
+def _occurring(pid: npt.NDArray[np.int32]) -> npt.NDArray[np.integer]:
+    """The task ids that occur, each once."""
+    if not len(pid) or int(pid.min()) < 0 or int(pid.max()) > MAX_PID:
+        return distinct(pid)[0]
+    seen = np.zeros(MAX_PID + 1, np.bool_)
+    seen[pid] = True
+    return np.flatnonzero(seen)
 
 
 def _prints_symbols(event: EventFormat) -> bool:
