@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,14 @@ def check_trace_cmd(timeline: Timeline, path: Path) -> None:
     assert sorted(lost) == sorted(loss.count for loss in timeline.losses() if loss.at < len(timeline))
 
 
+def _lines(command: list[str]) -> Iterator[str]:
+    """The lines that a program prints, as they come; it fails not."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as run:
+        assert run.stdout is not None
+        yield from run.stdout
+    assert run.returncode == 0
+
+
 def inside_windows(files: dict[str, Path], vcpus: dict[tuple[str, int], tuple[str, int]]) -> dict[str, list[int]]:
     """By what trace-cmd shows of several files: how many guest events lie inside, outside, and where nobody knows.
 
@@ -102,35 +111,38 @@ def inside_windows(files: dict[str, Path], vcpus: dict[tuple[str, int], tuple[st
     command = [need_tool("trace-cmd"), "report", "-t", "-N"]
     for path in files.values():
         command += ["-i", str(path)]
-    done = subprocess.run(command, capture_output=True, check=True)
-    assert done.stderr == b""
     of_file = {path.name: name for name, path in files.items()}
-    machines: dict[str, dict[str, list]] = {n: {"events": [], "lost": []} for n in files}
+    edges_of: dict[tuple[str, int], list[tuple[int, bool]]] = {host: [] for host in vcpus.values()}
+    stamps_of: dict[tuple[str, int], list[int]] = {vcpu: [] for vcpu in vcpus}
+    lost: dict[str, list[tuple[int, int]]] = {name: [] for name in files}
     last: dict[tuple[str, int], int] = {}
     lost_on: tuple[str, int] | None = None
-    for line in done.stdout.decode("utf-8", "replace").splitlines():
+    for line in _lines(command):
         if _LOST.match(line):
             before = line.partition("CPU:")[0].strip(" :")
             lost_on = of_file[before], int(line.partition("CPU:")[2].split()[0])
             continue
         event = _LINE.match(line)
         if event is None:
-            assert "cpus=" in line, line
+            assert "cpus=" in line or not line.strip(), line
             continue
         first = event[1].split(":")[0].strip()
         machine = lost_on[0] if lost_on is not None else of_file[first]
         cpu, stamp = int(event[3]), int(event[4].replace(".", ""))
         if lost_on is not None:
-            machines[machine]["lost"].append((last.get((machine, cpu), 0), stamp))
+            lost[machine].append((last.get((machine, cpu), 0), stamp))
             lost_on = None
         last[machine, cpu] = stamp
-        machines[machine]["events"].append((stamp, cpu, int(event[2]), event[5]))
+        if (machine, cpu) in stamps_of:
+            stamps_of[machine, cpu].append(stamp)
+        if event[5] in _EDGES and (machine, int(event[2])) in edges_of:
+            edges_of[machine, int(event[2])].append((stamp, event[5] == "kvm_entry"))
     out = {guest: [0, 0, 0] for guest, _ in vcpus}
     for (guest, cpu), (parent, tid) in vcpus.items():
-        edges = [(s, e == "kvm_entry") for s, _, p, e in machines[parent]["events"] if p == tid and e in _EDGES]
+        edges = edges_of[parent, tid]
         stamps = np.array([s for s, _ in edges], np.int64)
         starts = np.array([is_entry for _, is_entry in edges], np.bool_)
-        events = np.array([s for s, c, _, _ in machines[guest]["events"] if c == cpu], np.int64)
+        events = np.array(stamps_of[guest, cpu], np.int64)
         if not len(stamps):
             out[guest][2] += len(events)
             continue
@@ -142,7 +154,7 @@ def inside_windows(files: dict[str, Path], vcpus: dict[tuple[str, int], tuple[st
             at = np.clip(at, 1, len(stamps) - 1)
             inside |= starts[at - 1]
         at = np.clip(found[1], 1, len(stamps) - 1)
-        for begin, end in machines[parent]["lost"]:
+        for begin, end in lost[parent]:
             known &= (stamps[at] < begin) | (stamps[at - 1] > end)
         out[guest][0] += int((inside & known).sum())
         out[guest][1] += int((~inside & known).sum())

@@ -49,7 +49,7 @@ def write_dat(
         tables = Tables(host)
         say = Counted(progress, path)
         say.expect(len(timeline), "events")
-        page_size = page_size_of(m.recording for m in machines)
+        page_size = page_size_of([m.recording for m in machines])
         parts = [
             MachinePages(m, timeline.base, page_size, tables.add(m.name, m.recording, np.flatnonzero(m.placed)), say)
             for m in machines

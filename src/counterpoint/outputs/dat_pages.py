@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,9 +146,12 @@ class MachinePages:
         return dict(sorted(found.items()))
 
 
-def page_size_of(recordings: Iterable[Recording]) -> int:
+def page_size_of(recordings: Sequence[Recording]) -> int:
     """A size of pages that every event of the recordings has room in."""
-    return max(4096, *(b.sub_buffer_size for r in recordings for b in r.buffers), 0)
+    size = 4096
+    while size < max(r.sub_buffer_size for r in recordings):
+        size *= 2
+    return size
 
 
 def _placed(machine: Machine, span: Stream) -> I64:

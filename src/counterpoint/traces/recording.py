@@ -165,6 +165,11 @@ class Recording:
         return self._container.buffers
 
     @cached_property
+    def sub_buffer_size(self) -> int:
+        """Bytes of a sub-buffer, the largest of all buffers."""
+        return max((self._sub_buffer_size(b) for b in self.buffers), default=self._container.page_size)
+
+    @cached_property
     def clock(self) -> str:
         """The trace clock of the stamps: the option's, else the top buffer's, else "local" (ftrace's default)."""
         clock = self.options.clock or next((b.clock for b in self.buffers if b.clock), "") or "local"

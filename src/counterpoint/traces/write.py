@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from counterpoint.dat_layout import MAGIC, Option
-from counterpoint.traces.write_options import RawOption, clock_option, pack
+from counterpoint.traces.write_options import RawOption, clock_option, file_text, pack
 
 Compression = Literal["none", "zlib", "zstd"]
 
@@ -157,8 +157,7 @@ class TraceFile:
         for option in self._all_options():
             self._put(file, self._option(option))
         links = [
-            self._put(file, self._option((Option.BUFFER, bytes(8) + one.name.encode() + b"\0"))) + 6
-            for one in instances
+            self._put(file, self._option((Option.BUFFER, bytes(8) + file_text(one.name)))) + 6 for one in instances
         ]
         self._put(file, self._pack("H", Option.DONE))
         self._flyrecord(file, data)
@@ -238,7 +237,7 @@ class TraceFile:
                 file.write(pages.data.data)
             entries.append(self._pack("IQQ", pages.cpu, at, file.tell() - at))
         self._patch(file, start + 8, self._pack("Q", file.tell() - start - 16))
-        head = self._pack("Q", start) + buffer.name.encode() + b"\0" + self.clock.encode() + b"\0"
+        head = self._pack("Q", start) + file_text(buffer.name) + self.clock.encode() + b"\0"
         return head + self._pack("II", self.page_size, len(entries)) + b"".join(entries)
 
     def _chunks(self, file: BinaryIO, data: npt.NDArray[np.uint8]) -> None:
@@ -261,7 +260,7 @@ class _Strings:
 
     def add(self, title: str) -> int:
         at = len(self.text)
-        self.text += title.encode() + b"\0"
+        self.text += file_text(title)
         return at
 
 
