@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from counterpoint.commands.main import main
 from counterpoint.errors import UsageError
+from counterpoint.outputs import dat_attach, dat_shift
 from counterpoint.outputs.dat_attach import attach
 from counterpoint.simulate import World, WorldOptions
 from counterpoint.timeline.sync import sync
@@ -106,3 +108,15 @@ def test_nothing_is_replaced_without_force(pair, tmp_path, capsys):
     assert "is one of the recordings" in capsys.readouterr().err
     with pytest.raises(UsageError, match="one of the recordings"):
         attach(pair, PAIR, overwrite=True)
+
+
+@pytest.mark.peer
+def test_the_count_finds_a_wrong_shift(pair, tmp_path, monkeypatch):
+    def wrong(machine, peer):
+        shift = dat_shift.time_shift_of(machine, peer)
+        return replace(shift, cpus=tuple((replace(s[0], offset=s[0].offset + 500_000),) for s in shift.cpus))
+
+    monkeypatch.setattr(dat_attach, "time_shift_of", wrong)
+    files = attach(pair, tmp_path, overwrite=False)
+
+    assert count(pair, files)["guest"][1] > 100
