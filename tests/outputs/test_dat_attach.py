@@ -92,6 +92,9 @@ def test_worlds(tmp_path, name):
 
     assert wanted in files[0].corrected
     assert bool(wanted) == bool(files[0].corrected)
+    shift = Recording.open(files[0].path).options.time_shift
+    assert (shift is None) == bool(wanted)
+    assert (shift is not None and len(shift.cpus[0]) > 2) == (name == "epochs")
     inside, outside, _ = count(result, files)["guest"]
     assert outside == 0
     assert inside > len(result.guests[0].recording) // 2
