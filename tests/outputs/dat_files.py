@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from counterpoint.clocks.counter import relative
+from counterpoint.outputs.text import EventText
 from counterpoint.timeline.merge import Timeline
 from counterpoint.traces.recording import Recording
 from helpers import need_tool
@@ -53,6 +54,20 @@ def check_same_events(timeline: Timeline, path: Path, moved: frozenset[str] = fr
             assert np.array_equal(one.place, other.place)
             assert np.array_equal(_without_id(one.rows), _without_id(other.rows))
     return read
+
+
+def check_same_texts(timeline: Timeline, read: Recording) -> None:
+    """Every event is shown as it was by the symbols and strings of its own machine."""
+    rows = in_order(read, timeline.base)
+    shown = EventText(read)
+    for index, machine in enumerate(timeline.machines):
+        mine = timeline.machine == index
+        at, to = timeline.row[mine], rows[mine]
+        source = EventText(machine.recording)
+        for kind in np.unique(machine.recording.event_id[at]).tolist():
+            here = machine.recording.event_id[at] == kind
+            written = int(read.event_id[to[here][0]])
+            assert shown.render(written, to[here]) == source.render(kind, at[here])
 
 
 def _without_id(rows: np.ndarray) -> np.ndarray:

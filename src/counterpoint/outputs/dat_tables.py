@@ -7,7 +7,7 @@ A trace.dat file has one of each, and knows nothing of machines. So that no even
 * A string that a guest's event points to (trace_printk()'s formats, ``char *`` fields) stands at its own address. Where
   another machine has another string there it moves, and the pointers in the events with it.
 * Symbols are the first machine's. Where a guest's events print functions (%ps and the like) whose names differ by its
-  own symbols, its format prints the address as a number.
+  own symbols, its format has the names in it, or prints the addresses as numbers.
 * A task id that several machines use has all their names, in the order of the machines.
 """
 
@@ -23,14 +23,15 @@ import numpy.typing as npt
 
 from counterpoint.clocks.counter import I64, U64, distinct
 from counterpoint.errors import UsageError
+from counterpoint.outputs.dat_names import Name, as_numbers, prints_symbols, read_printed
 from counterpoint.traces.columns import int_column
 from counterpoint.traces.formats import EventFormat, Field
 from counterpoint.traces.recording import Recording
 from counterpoint.traces.symbols import Symbols
 from counterpoint.traces.write_pages import Batch
 
-MAX_NAMED = 1 << 14
-"""Addresses of one kind of event that are looked up in two kernels' symbols; with more, they are taken to differ."""
+MAX_NAMED = 256
+"""Functions that a format names; a reader goes through them one by one."""
 
 MAX_PID = 1 << 22
 """PID_MAX_LIMIT of the kernel on 64 bits (include/linux/threads.h); a damaged file may have others."""
@@ -39,7 +40,6 @@ FIRST_MOVED = 1 << 12
 """Strings that move stand at addresses from here on, where no kernel has any."""
 
 _ID = re.compile(rb"^ID: *[0-9]+ *$", re.MULTILINE)
-_SYMBOL = re.compile(r"%[-+ #0]*[0-9]*p[sSfFB]R?b?")
 _TEXT_POINTER = re.compile(r"\bchar\s*\*\s*(?:const\s+)?\w+$")
 _PRINT = "print fmt:"
 
@@ -100,7 +100,7 @@ class _Names(Symbols):
         """Whether a reader with the first machine's symbols gives no address a name that it has not here."""
         return not self._first or self._recording.kallsyms() == self._first
 
-    def name(self, address: int) -> tuple[str, int] | None:
+    def name(self, address: int) -> Name | None:
         """The name of an address, and how far it is into the function."""
         found = self.find(address)
         return None if found is None else (found[0], address - found[1])
@@ -170,10 +170,9 @@ class Tables:
             mine = recording.rows(event_id)
             mine = mine[np.isin(mine, rows, assume_unique=True)]
             system, text = recording.formats.text(event_id)
-            if _prints_symbols(event) and not self._same_names(recording, event, mine, theirs):
-                head, mark, print_format = text.decode("utf-8", "surrogateescape").partition(_PRINT)
-                text = (head + mark + _SYMBOL.sub("0x%lx", print_format)).encode("utf-8", "surrogateescape")
-                numbers += len(mine)
+            if prints_symbols(event.print_fmt) and not theirs.is_same:
+                text, is_named = self._named(recording, event, mine, theirs, text)
+                numbers += 0 if is_named else len(mine)
             ids[event_id] = self._id_of(system, text, event_id)
             pointers = [f for f in event.fields if _is_text_pointer(f, recording.long_size)]
             moved = [self._move(recording, event, f, mine, theirs) for f in pointers]
@@ -181,8 +180,8 @@ class Tables:
                 out.moved[event_id] = [m for m in moved if m is not None]
         if numbers:
             self.notes.append(
-                f"{name}: {numbers} events print functions by their addresses: the file has room for the symbols of one"
-                " kernel, and they are not this machine's"
+                f"{name}: {numbers} events print functions as numbers: the file has room for the symbols of one kernel,"
+                " and they are not this machine's"
             )
         return out
 
@@ -222,7 +221,7 @@ class Tables:
                 # what a reader makes of an address without a string: without this it would show another machine's
                 text = f"(NO FORMAT FOUND at {address:x})\\n" if event.name == "bprint" else f"{address:x}"
             elif event.name == "bprint" and not theirs.is_same:
-                text = _SYMBOL.sub("0x%lx", text)
+                text = as_numbers(text)
             new[index] = self._place(address, text)
         return _Moved(at, old.astype(np.uint64), new) if (new != old).any() else None
 
@@ -239,20 +238,31 @@ class Tables:
             self._added.append(f'0x{at:x} : "{text}"\n'.encode())
         return at
 
-    def _same_names(self, recording: Recording, event: EventFormat, rows: I64, theirs: _Names) -> bool:
-        """Whether all that may be an address in these events has one name by both machines' symbols."""
-        if theirs.is_same:
-            return True
-        size = recording.long_size
-        if any(f.kind == "array" and f.element_size == size for f in event.fields):
-            return False
-        for one in event.fields:
-            if one.kind != "int" or one.size != size:
-                continue
-            values, _ = distinct(recording.column(event, one.name, rows).astype(np.uint64))
-            if len(values) > MAX_NAMED or any(self._symbols.name(a) != theirs.name(a) for a in values.tolist()):
-                return False
-        return True
+    def _named(
+        self, recording: Recording, event: EventFormat, rows: I64, theirs: _Names, text: bytes
+    ) -> tuple[bytes, bool]:
+        """The format text of events that print functions, for a reader with the first machine's symbols.
+
+        It is ``text`` where all that occur have the same names there, else it has the names in itself; or numbers, and
+        then False comes with it.
+        """
+        head, mark, print_format = text.decode("utf-8", "surrogateescape").partition(_PRINT)
+        names: dict[str, dict[int, Name | None]] = {}
+        printed = read_printed(print_format)
+        for name in printed.fields if printed is not None else ():
+            of = event.field(name)
+            values: list[int] = []
+            if of is not None and of.kind == "int":
+                values = distinct(recording.column(event, name, rows).astype(np.uint64))[0].tolist()
+            if not 0 < len(values) <= MAX_NAMED:
+                printed = None
+                break
+            names[name] = {value: theirs.name(value) for value in values}
+        if printed is None:
+            return (head + mark + as_numbers(print_format)).encode("utf-8", "surrogateescape"), False
+        if all(self._symbols.name(value) == found for of in names.values() for value, found in of.items()):
+            return text, True
+        return (head + mark + " " + printed.named(names) + "\n").encode("utf-8", "surrogateescape"), True
 
     # -- tasks
 
@@ -272,10 +282,6 @@ def _occurring(pid: npt.NDArray[np.int32]) -> npt.NDArray[np.integer]:
     seen = np.zeros(MAX_PID + 1, np.bool_)
     seen[pid] = True
     return np.flatnonzero(seen)
-
-
-def _prints_symbols(event: EventFormat) -> bool:
-    return _SYMBOL.search(event.print_fmt) is not None
 
 
 def _is_text_pointer(one: Field, long_size: int) -> bool:
