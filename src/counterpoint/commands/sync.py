@@ -21,9 +21,10 @@ from counterpoint.commands.common import (
 from counterpoint.errors import UsageError
 
 if TYPE_CHECKING:
+    from counterpoint.outputs.dat import DatFormat
     from counterpoint.timeline.sync import SyncResult
 
-ENDINGS = (".pftrace", ".txt", ".json")
+ENDINGS = (".pftrace", ".dat", ".txt", ".json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", action="append", default=[], metavar="FILE",
         help=f"write the timeline; the ending says how: {' '.join(ENDINGS)} (repeatable)",
     )  # fmt: skip
+    parser.add_argument(
+        "--attach", metavar="DIR",
+        help="copies of the recordings into DIR that trace-cmd report -i HOST -i GUEST and KernelShark show in sync",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dat-version", type=int, choices=(6, 7), default=7, help="of .dat files: 7 (default), or 6 for older readers"
+    )
+    parser.add_argument(
+        "--compression", choices=("none", "zlib", "zstd"), default=None,
+        help="of .dat files of version 7 (default: zstd)",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite existing output files")
     parser.add_argument("--json", action="store_true", help="the proof as JSON (schema 1) on standard output")
 
@@ -49,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     expand(args)
     outputs = [Path(name) for name in args.output]
+    _dat_format(args)
+    _check_folder(args)
     for path in outputs:
         _check_output(path, force=args.force, inputs=[args.host, *args.guests, *args.further])
     result = run_sync(args)
@@ -59,9 +73,11 @@ def run(args: argparse.Namespace) -> int:
     for path in outputs:
         progress(f"writing {path}")
         try:
-            _write(result, path, force=args.force)
+            _write(result, path, args, progress)
         finally:
             progress.done()
+    if args.attach is not None:
+        _attach(result, args, progress)
     late.say()
     if result.timeline.unplaced:
         warn(f"{result.timeline.unplaced} events are left out of the timeline: no clock map is known for them")
@@ -76,6 +92,43 @@ def run(args: argparse.Namespace) -> int:
     return 0 if result.is_sound else 1
 
 
+def _check_folder(args: argparse.Namespace) -> None:
+    """Refuse before any work what ``--attach`` would refuse after it."""
+    if args.attach is None:
+        return
+    folder = Path(args.attach)
+    if not folder.absolute().parent.is_dir() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"--attach {folder}: that is no folder, and none can be made there")
+    from counterpoint.outputs.dat_attach import check_free
+
+    inputs = [Path(name) for name in [args.host, *args.guests, *args.further]]
+    check_free([folder / path.name for path in inputs], inputs, overwrite=args.force)
+
+
+def _attach(result: SyncResult, args: argparse.Namespace, progress: Progress) -> None:
+    from counterpoint.outputs.dat_attach import attach
+
+    folder = Path(args.attach)
+    folder.mkdir(exist_ok=True)
+    try:
+        files = attach(result, folder, overwrite=args.force, progress=progress)
+    finally:
+        progress.done()
+    for file in files:
+        if file.corrected:
+            warn(f"{file.path}: its stamps are host time: TIME_SHIFT cannot say it ({file.corrected})")
+        for note in file.notes:
+            warn(f"{file.path}: {note}")
+
+
+def _dat_format(args: argparse.Namespace) -> DatFormat:
+    from counterpoint.outputs.dat import DatFormat
+
+    if args.dat_version == 6 and args.compression not in (None, "none"):
+        raise UsageError(f"--compression {args.compression}: version 6 of trace.dat has no compression")
+    return DatFormat(args.dat_version, args.compression or "zstd")
+
+
 def _check_output(path: Path, *, force: bool, inputs: list[str]) -> None:
     if path.suffix not in ENDINGS:
         raise UsageError(f"-o {path}: the ending must be one of {' '.join(ENDINGS)}")
@@ -88,11 +141,17 @@ def _check_output(path: Path, *, force: bool, inputs: list[str]) -> None:
             raise UsageError(f"-o {path}: the file exists (--force overwrites it)")
 
 
-def _write(result: SyncResult, path: Path, *, force: bool) -> None:
+def _write(result: SyncResult, path: Path, args: argparse.Namespace, progress: Progress) -> None:
+    force = args.force
     if path.suffix == ".pftrace":
         from counterpoint.outputs.perfetto import write_perfetto
 
         write_perfetto(result, path, overwrite=force)
+    elif path.suffix == ".dat":
+        from counterpoint.outputs.dat import write_dat
+
+        for note in write_dat(result.timeline, path, overwrite=force, how=_dat_format(args), progress=progress):
+            warn(f"{path}: {note}")
     elif path.suffix == ".txt":
         from counterpoint.outputs.text import write_text
 

@@ -29,7 +29,7 @@ MAX_EVENT_FORMATS = 1 << 16
 SECTION_HEADER_SIZE = 16
 
 
-_SECTION_OPTIONS = frozenset(
+SECTION_OPTIONS = frozenset(
     {
         Option.HEADER_INFO,
         Option.FTRACE_EVENTS,
@@ -230,7 +230,7 @@ def _read_v7(out: Container, cursor: Cursor) -> None:
     for option in out.options:
         where = Cursor(option.data, out.path, big_endian=out.big_endian, base=option.offset)
         try:
-            if option.id in _SECTION_OPTIONS:
+            if option.id in SECTION_OPTIONS:
                 _add_piece(out, Option(option.id), where.uint(8, f"option {option.name}"))
             elif option.id == Option.BUFFER:
                 out.buffers.append(_buffer_v7(out, where))

@@ -200,6 +200,10 @@ class FormatTable(Mapping[int, EventFormat]):
             self._read[event_id] = parsed
         return self._read[event_id]
 
+    def text(self, event_id: int) -> tuple[str, bytes]:
+        """The system and the format text of an event; KeyError where the file has none."""
+        return self._texts[event_id]
+
     def __iter__(self) -> Iterator[int]:
         """The event ids, in file order."""
         return iter(self._texts)

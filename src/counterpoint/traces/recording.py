@@ -29,6 +29,7 @@ from counterpoint.traces.cursor import Cursor
 from counterpoint.traces.formats import EventFormat, Field, FormatTable, parse_field
 from counterpoint.traces.options import Options, decode_options
 from counterpoint.traces.ring import Scan, scan_pages, unaligned
+from counterpoint.traces.write_pages import Batch, gathered
 
 MIN_INFLATED, MAX_RATIO = 1 << 28, 128
 """Ring-buffer data that a file may inflate to: ``MAX_RATIO`` times its size (5 to 20 are usual), or that many bytes."""
@@ -134,6 +135,11 @@ class Recording:
     # -- what the file is
 
     @property
+    def container(self) -> Container:
+        """The file it was read from."""
+        return self._container
+
+    @property
     def version(self) -> int:
         """The trace.dat version, 6 or 7."""
         return self._container.version
@@ -157,6 +163,11 @@ class Recording:
     def buffers(self) -> list[BufferData]:
         """The file's buffers: the top one first, then instances."""
         return self._container.buffers
+
+    @cached_property
+    def sub_buffer_size(self) -> int:
+        """Bytes of a sub-buffer, the largest of all buffers."""
+        return max((self._sub_buffer_size(b) for b in self.buffers), default=self._container.page_size)
 
     @cached_property
     def clock(self) -> str:
@@ -228,6 +239,10 @@ class Recording:
         """The bytes of one record."""
         start = int(self._offset[row])
         return self._data[start : start + int(self._length[row])].tobytes()
+
+    def payloads(self, rows: I64) -> list[Batch]:
+        """The bytes of the records at ``rows`` i64[n], by length: places among ``rows``, and a copy of the payloads."""
+        return gathered(self._data, self._offset[rows], self._length[rows])
 
     # -- names
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from counterpoint.dat_layout import MAGIC, Option
-from counterpoint.traces.write_options import RawOption, clock_option, pack
+from counterpoint.traces.write_options import RawOption, clock_option, file_text, pack
 
 Compression = Literal["none", "zlib", "zstd"]
 
@@ -41,6 +41,14 @@ class CpuPages:
     data: npt.NDArray[np.uint8]
 
 
+@dataclass(frozen=True, slots=True)
+class BufferPages:
+    """A buffer beside the top one (a tracing instance): its name, and the pages of its CPUs as they come."""
+
+    name: str
+    data: Iterable[CpuPages]
+
+
 @dataclass
 class TraceFile:
     """What a trace.dat file holds besides its events.
@@ -62,19 +70,20 @@ class TraceFile:
     long_size: int = 8
     big_endian: bool = False
 
-    def write(self, file: BinaryIO, data: Iterable[CpuPages]) -> None:
+    def write(self, file: BinaryIO, data: Iterable[CpuPages], instances: Sequence[BufferPages] = ()) -> None:
         """Write to ``file``, open for writing and seeking at its beginning; CPUs in ascending order, each at most once.
 
-        ValueError where version 6 is to be compressed, or a CPU is out of order.
+        ``instances``: the buffers beside the top one, whose data is ``data``. ValueError where version 6 is to be
+        compressed, or a CPU is out of order.
         """
         if self.version == 6 and self.compression != "none":
             raise ValueError("version 6 of trace.dat has no compression")
         self._put(file, MAGIC + f"{self.version}\0".encode() + bytes([self.big_endian, self.long_size]))
         self._put(file, self._pack("I", self.page_size))
         if self.version == 6:
-            self._write_v6(file, data)
+            self._write_v6(file, data, instances)
         else:
-            self._write_v7(file, data)
+            self._write_v7(file, data, instances)
 
     # -- the parts both versions have
 
@@ -100,7 +109,7 @@ class TraceFile:
         """(section, its title, its content) in the order of the file."""
         texts: dict[str, list[bytes]] = {}
         for system, text in self.formats:
-            texts.setdefault(system, []).append(text.encode())
+            texts.setdefault(system, []).append(text.encode("utf-8", "surrogateescape"))
         ftrace = texts.pop("ftrace", [])
         systems = self._pack("I", len(texts))
         for system in texts:
@@ -141,13 +150,24 @@ class TraceFile:
 
     # -- version 6
 
-    def _write_v6(self, file: BinaryIO, data: Iterable[CpuPages]) -> None:
+    def _write_v6(self, file: BinaryIO, data: Iterable[CpuPages], instances: Sequence[BufferPages]) -> None:
         for _, _, content in self._pieces():
             self._put(file, content)
         self._put(file, self._cmdlines() + self._pack("I", self.cpus) + b"options  \0")
         for option in self._all_options():
             self._put(file, self._option(option))
-        self._put(file, self._pack("H", Option.DONE) + b"flyrecord\0")
+        links = [
+            self._put(file, self._option((Option.BUFFER, bytes(8) + file_text(one.name)))) + 6 for one in instances
+        ]
+        self._put(file, self._pack("H", Option.DONE))
+        self._flyrecord(file, data)
+        for link, one in zip(links, instances, strict=True):
+            self._patch(file, link, self._pack("Q", file.tell()))
+            self._flyrecord(file, one.data)
+
+    def _flyrecord(self, file: BinaryIO, data: Iterable[CpuPages]) -> None:
+        """Write a buffer of version 6: the table of its CPUs, and their pages."""
+        self._put(file, b"flyrecord\0")
         table = self._put(file, bytes(16 * self.cpus))
         self._put(file, self._sized("Q", f"[{self.clock}]".encode()))
         places = {}
@@ -167,7 +187,7 @@ class TraceFile:
 
     # -- version 7
 
-    def _write_v7(self, file: BinaryIO, data: Iterable[CpuPages]) -> None:
+    def _write_v7(self, file: BinaryIO, data: Iterable[CpuPages], instances: Sequence[BufferPages]) -> None:
         self._put(file, f"{self.compression}\0{_library_version(self.compression)}\0".encode())
         link = self._put(file, bytes(8))
         strings = _Strings()
@@ -179,8 +199,8 @@ class TraceFile:
         options.append((Option.CMDLINES, self._pack("Q", at)))
         options.append((Option.CPUCOUNT, self._pack("I", self.cpus)))
         link = self._option_section(file, strings, link, options)
-        buffer = Option.BUFFER, self._buffer(file, strings, data)
-        self._option_section(file, strings, link, [buffer])
+        buffers = [BufferPages("", data), *instances]
+        self._option_section(file, strings, link, [(Option.BUFFER, self._buffer(file, strings, b)) for b in buffers])
         string = strings.add("strings")
         self._section(file, Option.STRINGS, string, strings.text)
 
@@ -198,13 +218,15 @@ class TraceFile:
         self._patch(file, link, self._pack("Q", at))
         return file.tell() - 8
 
-    def _buffer(self, file: BinaryIO, strings: _Strings, data: Iterable[CpuPages]) -> bytes:
-        """Write the ring-buffer data; return the option that tells of it."""
+    def _buffer(self, file: BinaryIO, strings: _Strings, buffer: BufferPages) -> bytes:
+        """Write a buffer's data; return the option that tells of it."""
         flags = 0 if self.compression == "none" else COMPRESSED
-        start = self._put(file, self._pack(_SECTION, Option.BUFFER, flags, strings.add("buffer flyrecord "), 0))
+        start = self._put(
+            file, self._pack(_SECTION, Option.BUFFER, flags, strings.add(f"buffer flyrecord {buffer.name}"), 0)
+        )
         entries = []
         last = -1
-        for pages in data:
+        for pages in buffer.data:
             last = self._in_order(last, pages.cpu)
             if not len(pages.data):
                 continue  # trace-cmd leaves out CPUs without data
@@ -215,7 +237,7 @@ class TraceFile:
                 file.write(pages.data.data)
             entries.append(self._pack("IQQ", pages.cpu, at, file.tell() - at))
         self._patch(file, start + 8, self._pack("Q", file.tell() - start - 16))
-        head = self._pack("Q", start) + b"\0" + self.clock.encode() + b"\0"
+        head = self._pack("Q", start) + file_text(buffer.name) + self.clock.encode() + b"\0"
         return head + self._pack("II", self.page_size, len(entries)) + b"".join(entries)
 
     def _chunks(self, file: BinaryIO, data: npt.NDArray[np.uint8]) -> None:
@@ -238,7 +260,7 @@ class _Strings:
 
     def add(self, title: str) -> int:
         at = len(self.text)
-        self.text += title.encode() + b"\0"
+        self.text += file_text(title)
         return at
 
 

@@ -23,9 +23,14 @@ def pack(codes: str, *values: int, big_endian: bool = False) -> bytes:
     return struct.pack((">" if big_endian else "<") + codes.upper(), *wrapped)
 
 
+def file_text(text: str) -> bytes:
+    """Text as it stands in a file, ended by a zero; what was not UTF-8 in the name of a file stays as it was."""
+    return text.encode("utf-8", "surrogateescape") + b"\0"
+
+
 def text_option(option: Option, text: str) -> RawOption:
     """An option whose data is text, such as UNAME."""
-    return option, text.encode() + b"\0"
+    return option, file_text(text)
 
 
 def clock_option(clock: str, others: Iterable[str] = CLOCKS) -> RawOption:
@@ -41,7 +46,7 @@ def trace_id_option(trace_id: int, *, big_endian: bool = False) -> RawOption:
 
 def guest_option(guest: GuestOption, *, big_endian: bool = False) -> RawOption:
     """GUEST: in a host's file, who ran a guest's CPUs."""
-    data = guest.name.encode() + b"\0" + pack("QI", guest.trace_id, len(guest.vcpus), big_endian=big_endian)
+    data = file_text(guest.name) + pack("QI", guest.trace_id, len(guest.vcpus), big_endian=big_endian)
     return Option.GUEST, data + b"".join(pack("II", cpu, tid, big_endian=big_endian) for cpu, tid in guest.vcpus)
 
 

@@ -76,10 +76,16 @@ def reserved(length: int) -> int:
 
 
 def gathered(data: npt.NDArray[np.uint8], offset: I64, length: npt.NDArray[np.integer]) -> list[Batch]:
-    """Batches of payloads that lie in ``data`` at bytes ``offset`` i64[n], ``length`` [n]: as a recording has them."""
+    """Batches of payloads that lie in ``data`` at bytes ``offset`` i64[n], ``length`` [n]: as a recording has them.
+
+    A record without payload, which no kernel writes, gets four bytes of zeros.
+    """
     batches = []
-    for size in sorted(set(length.tolist())):
+    for size in np.flatnonzero(np.bincount(length, minlength=1)).tolist():
         place = np.flatnonzero(length == size)
+        if not size:
+            batches.append(Batch(place, np.zeros((len(place), 4), np.uint8)))
+            continue
         view = unaligned(data, f"V{size}")
         batches.append(Batch(place, view[offset[place]]))
     return batches
