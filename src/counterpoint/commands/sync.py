@@ -23,7 +23,7 @@ from counterpoint.errors import UsageError
 if TYPE_CHECKING:
     from counterpoint.timeline.sync import SyncResult
 
-ENDINGS = (".pftrace", ".txt", ".json")
+ENDINGS = (".pftrace", ".parquet", ".txt", ".json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_hosts(parser)
     parser.add_argument(
         "-o", "--output", action="append", default=[], metavar="FILE",
-        help=f"write the timeline; the ending says how: {' '.join(ENDINGS)} (repeatable)",
+        help=f"write the timeline; the ending says how: {' '.join(ENDINGS)}; NAME.parquet/ is a folder with a part a"
+        " machine (repeatable)",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite existing output files")
     parser.add_argument("--json", action="store_true", help="the proof as JSON (schema 1) on standard output")
@@ -48,18 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     expand(args)
-    outputs = [Path(name) for name in args.output]
-    for path in outputs:
-        _check_output(path, force=args.force, inputs=[args.host, *args.guests, *args.further])
+    outputs = [(Path(name), name.endswith("/")) for name in args.output]
+    for path, is_folder in outputs:
+        _check_output(path, is_folder=is_folder, force=args.force, inputs=[args.host, *args.guests, *args.further])
     result = run_sync(args)
     warn_all(result)
     late = LateWarnings(m.recording for m in result.timeline.machines)
     # files first: whoever reads the table or the JSON may rely on them
     progress = Progress()
-    for path in outputs:
+    for path, is_folder in outputs:
         progress(f"writing {path}")
         try:
-            _write(result, path, force=args.force)
+            _write(result, path, is_folder=is_folder, force=args.force)
         finally:
             progress.done()
     late.say()
@@ -76,9 +77,15 @@ def run(args: argparse.Namespace) -> int:
     return 0 if result.is_sound else 1
 
 
-def _check_output(path: Path, *, force: bool, inputs: list[str]) -> None:
+def _check_output(path: Path, *, is_folder: bool, force: bool, inputs: list[str]) -> None:
     if path.suffix not in ENDINGS:
         raise UsageError(f"-o {path}: the ending must be one of {' '.join(ENDINGS)}")
+    if is_folder and path.suffix != ".parquet":
+        raise UsageError(f"-o {path}/: only NAME.parquet/ is a folder")
+    if path.suffix == ".parquet":
+        from counterpoint.outputs.parquet import check_installed
+
+        check_installed()
     if not path.absolute().parent.is_dir():
         raise UsageError(f"-o {path}: the folder {path.absolute().parent} does not exist")
     if path.exists():
@@ -88,11 +95,16 @@ def _check_output(path: Path, *, force: bool, inputs: list[str]) -> None:
             raise UsageError(f"-o {path}: the file exists (--force overwrites it)")
 
 
-def _write(result: SyncResult, path: Path, *, force: bool) -> None:
+def _write(result: SyncResult, path: Path, *, is_folder: bool, force: bool) -> None:
     if path.suffix == ".pftrace":
         from counterpoint.outputs.perfetto import write_perfetto
 
         write_perfetto(result, path, overwrite=force)
+    elif path.suffix == ".parquet":
+        from counterpoint.outputs.parquet import write_parquet
+
+        for text in write_parquet(result, path, overwrite=force, partitioned=is_folder):
+            warn(f"{path}: {text}")
     elif path.suffix == ".txt":
         from counterpoint.outputs.text import write_text
 

@@ -36,6 +36,7 @@ from counterpoint.traces.recording import Recording
 
 if TYPE_CHECKING:
     from counterpoint.clocks.machines import Maps
+    from counterpoint.timeline.details import Details
 
 Source = str | PathLike[str] | Recording
 
@@ -98,7 +99,12 @@ class SyncResult:
                 machine = _through(guest, machine, parent, guests[guest.parent])
             by_name[guest.name] = machine
         machines += [by_name[g.name] for g in self.guests]
-        return Timeline(machines, self.rate)
+        return Timeline(machines, self.rate, self._details)
+
+    def _details(self) -> Sequence[Details]:
+        from counterpoint.timeline.details import details_of
+
+        return details_of(self)
 
     @cached_property
     def maps(self) -> Maps:
