@@ -49,8 +49,8 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
 def replacing_folder(path: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
     """Make a folder that takes ``path``'s name when the block ends well, and is removed when it does not.
 
-    UsageError where ``path`` exists and ``overwrite`` is False, or is no folder of which ``is_ours`` says that it may be
-    removed.
+    UsageError where ``path`` exists and ``overwrite`` is False, or is no folder of which ``is_ours`` says that it may
+    be removed.
     """
     if path.exists() or path.is_symlink():
         if not overwrite:

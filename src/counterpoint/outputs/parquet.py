@@ -6,6 +6,7 @@ whole proof.
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -75,12 +76,27 @@ def _write(events: ArrowEvents, proof: str, file: BinaryIO, machine: int | None)
         schema,
         compression="zstd",
         use_dictionary=[name for name in leaves if name not in _DELTA],
-        column_encoding={name: "DELTA_BINARY_PACKED" for name in _DELTA},
+        column_encoding=dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
         write_statistics=_STATISTICS,
+        store_schema=False,
     ) as writer:
         for batch in events.batches(machine):
             writer.write_batch(batch if machine is None else batch.drop_columns(["machine"]))
-        writer.add_key_value_metadata({"counterpoint.proof": proof})
+        said = {key.decode(): value.decode() for key, value in schema.metadata.items()}
+        writer.add_key_value_metadata(said | {"counterpoint.proof": proof, "ARROW:schema": _stored(schema)})
+
+
+def _stored(schema: Any) -> str:  # noqa: ANN401
+    """The schema as Arrow's readers look for it, but for the struct's texts: as dictionaries they read them in no file
+    of several row groups (Nested data conversions not implemented for chunked array outputs).
+    """
+    import pyarrow as pa
+
+    at = schema.get_field_index("fields")
+    if at >= 0:
+        members = [f.with_type(pa.string()) if pa.types.is_dictionary(f.type) else f for f in schema.field(at).type]
+        schema = schema.set(at, pa.field("fields", pa.struct(members)))
+    return base64.b64encode(schema.remove_metadata().serialize()).decode()
 
 
 def _leaves(path: str, kind: Any) -> list[str]:  # noqa: ANN401 (pyarrow has no types)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +37,14 @@ class ArrowEvents:
         self._timeline = timeline
         self._fields = FieldColumns([m.recording for m in timeline.machines]) if fields else None
         tasks, guests, events = _Words(), _Words(), _Words()
-        details = timeline.details or [None] * len(timeline.machines)
+        details: Sequence[Details | None] = timeline.details or [None] * len(timeline.machines)
         self._machines = [
             _Codes.of(machine, one, tasks, guests, events)
             for machine, one in zip(timeline.machines, details, strict=True)
         ]
-        words = ("machine", [m.name for m in timeline.machines]), ("vcpu_guest", guests.list)
-        words += ("task", tasks.list), ("event", events.list)
-        self._words = {name: pa.array(texts, pa.string()) for name, texts in words}
+        machines = [m.name for m in timeline.machines]
+        words = {"machine": machines, "vcpu_guest": guests.list, "task": tasks.list, "event": events.list}
+        self._words = {name: pa.array(texts, pa.string()) for name, texts in words.items()}
         self.block = BLOCK
         if self._fields is not None and self._fields.columns:
             self.block = max(1024, min(BLOCK, MAX_CELLS // len(self._fields.columns)))
@@ -214,7 +214,7 @@ class _Codes:
         recording = machine.recording
         pid = recording.pid
         lut = None
-        if len(pid) and 0 <= int(pid.min()) and int(pid.max()) < _LUT:
+        if len(pid) and int(pid.min()) >= 0 and int(pid.max()) < _LUT:
             there = np.zeros(int(pid.max()) + 1, np.bool_)
             there[pid] = True
             threads = np.flatnonzero(there).astype(np.int32)

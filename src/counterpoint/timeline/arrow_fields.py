@@ -272,4 +272,5 @@ def _codes(part: _Part, known: dict[str, int]) -> npt.NDArray[np.int32]:
         ],
         np.int32,
     )
-    return numbers[texts.indices.to_numpy(zero_copy_only=False)]
+    codes: npt.NDArray[np.int32] = numbers[texts.indices.to_numpy(zero_copy_only=False)]
+    return codes

@@ -21,8 +21,8 @@ from counterpoint.timeline.sync import SyncResult
 class Details:
     """Of one machine. ``width`` i64[n]: of the proved bound of each event's place, in the first host's units.
 
-    It is -1 where the place is not proved or has no bound, and 0 for the host's own events. ``vcpus``: the guest and its
-    CPU that a thread of this machine runs, by thread id.
+    It is -1 where the place is not proved or has no bound, and 0 for the host's own events. ``vcpus``: the guest and
+    its CPU that a thread of this machine runs, by thread id.
     """
 
     width: I64
@@ -47,7 +47,7 @@ def details_of(result: SyncResult) -> tuple[Details, ...]:
 
 
 def vcpus_by_thread(result: SyncResult, machine: str) -> dict[int, tuple[str, int]]:
-    """The guest and its CPU that each thread of ``machine`` is known to run; a thread that two are said to be is none's.
+    """The guest and its CPU that each thread of ``machine`` is known to run, if it is said to be of one alone.
 
     The threads of a guest that moved count on the host where they are.
     """

@@ -155,7 +155,7 @@ class Timeline:
     def arrow_batches(self, *, fields: bool = True) -> pyarrow.RecordBatchReader:
         """All events in order as a ``pyarrow.RecordBatchReader``, to be read once; docs/parquet.md has the columns.
 
-        ``fields``: with the events' own fields, as a struct of typed columns. UsageError where pyarrow is not installed.
+        ``fields``: with the events' own fields, as a struct of typed columns. UsageError where pyarrow is missing.
         """
         from counterpoint.timeline.arrow import ArrowEvents
 
