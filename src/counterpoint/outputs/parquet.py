@@ -41,14 +41,14 @@ def write_parquet(
     proof = json.dumps(sync_report(result))
     if not partitioned:
         with replacing(path, overwrite=overwrite) as file:
-            _write(events, proof, file, None)
+            write_events(events, proof, file, None)
     else:
         with replacing_folder(path, overwrite=overwrite, is_ours=is_parts) as folder:
             for index, machine in enumerate(result.timeline.machines):
                 part = folder / f"machine={quote(machine.name, safe='')}"
                 part.mkdir()
                 with (part / _PART).open("xb") as file:
-                    _write(events, proof, file, index)
+                    write_events(events, proof, file, index)
     if events.left_out:
         return [f"{events.left_out} fields have no column, for there are too many of different names"]
     return []
@@ -62,7 +62,7 @@ def is_parts(folder: Path) -> bool:
     )
 
 
-def _write(events: ArrowEvents, proof: str, file: BinaryIO, machine: int | None) -> None:
+def write_events(events: ArrowEvents, proof: str, file: BinaryIO, machine: int | None) -> None:
     """All events, or those of one machine, whose name is the folder's then and no column."""
     arrow()
     from pyarrow import parquet
