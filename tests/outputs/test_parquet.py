@@ -223,6 +223,20 @@ def test_one_name_with_several_types_loses_nothing(tmp_path, big_endian):
     assert table.schema.field("fields").type.field("small").type == pa.int32()
 
 
+def test_long_texts_are_split_over_batches(tmp_path, monkeypatch):
+    timeline = alone(Recording.open(odd_file(tmp_path)))
+    whole = timeline.to_arrow()
+    monkeypatch.setattr("counterpoint.timeline.arrow_fields.MAX_BYTES", 1000)
+
+    batches = list(timeline.arrow_batches())
+
+    assert len(batches) > 5
+    assert [row for batch in batches for row in batch.to_pylist()] == whole.to_pylist()
+    monkeypatch.setattr("counterpoint.timeline.arrow_fields.MAX_BYTES", 100)
+    with pytest.raises(MemoryError):
+        timeline.to_arrow()
+
+
 def test_too_many_fields_are_said_to_be_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr("counterpoint.timeline.arrow_fields.MAX_COLUMNS", 3)
     events = ArrowEvents(alone(Recording.open(odd_file(tmp_path))))

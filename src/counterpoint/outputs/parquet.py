@@ -95,7 +95,7 @@ def _stored(schema: Any) -> str:  # noqa: ANN401
     at = schema.get_field_index("fields")
     if at >= 0:
         members = [f.with_type(pa.string()) if pa.types.is_dictionary(f.type) else f for f in schema.field(at).type]
-        schema = schema.set(at, pa.field("fields", pa.struct(members)))
+        schema = schema.set(at, pa.field("fields", pa.struct(members), nullable=False))
     return base64.b64encode(schema.remove_metadata().serialize()).decode()
 
 

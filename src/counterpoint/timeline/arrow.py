@@ -74,7 +74,8 @@ class ArrowEvents:
             ("lost_before", pa.int64()),
         ]
         if self._fields is not None and self._fields.columns:
-            columns.append(("fields", self._fields.type))
+            # never null itself
+            columns.append(pa.field("fields", self._fields.type, nullable=False))
         return pa.schema(columns, metadata=self.metadata())
 
     def metadata(self) -> dict[str, str]:
@@ -105,14 +106,27 @@ class ArrowEvents:
         timeline = self._timeline
         if machine is None:
             for part in timeline.blocks(self.block):
-                yield self.batch(np.arange(part.start, part.stop))
+                yield from self._split(np.arange(part.start, part.stop))
             return
         mine = np.flatnonzero(timeline.machine == machine)
         for begin in range(0, len(mine), self.block):
-            yield self.batch(mine[begin : begin + self.block])
+            yield from self._split(mine[begin : begin + self.block])
+
+    def _split(self, positions: I64) -> Iterator[Any]:
+        """These events as one batch, or as several where their texts are long."""
+        try:
+            batch = self.batch(positions)
+        except OverflowError:
+            half = len(positions) // 2
+            if not half:
+                raise MemoryError from None
+            yield from self._split(positions[:half])
+            yield from self._split(positions[half:])
+            return
+        yield batch
 
     def batch(self, positions: I64) -> Any:  # noqa: ANN401
-        """One RecordBatch of the events at ``positions`` i64[n] of the timeline."""
+        """One RecordBatch of the events at ``positions`` i64[n] of the timeline; OverflowError: they are too many."""
         pa = arrow()
         timeline, count = self._timeline, len(positions)
         machine, row = timeline.machine[positions], timeline.row[positions]

@@ -22,6 +22,9 @@ from counterpoint.traces.recording import Recording
 MAX_COLUMNS = 4096
 """Columns made of fields; a recording of every event that a kernel has needs about half of them."""
 
+MAX_BYTES = 1 << 28
+"""Bytes of texts and arrays in one block."""
+
 Kind = Literal["int", "text", "list", "bytes"]
 
 
@@ -120,14 +123,16 @@ class FieldColumns:
         return pa.struct([pa.field(c.name, t) for c, t in zip(self.columns, self._types, strict=True)])
 
     def block(self, count: int, chunks: Iterable[Chunk]) -> Any:  # noqa: ANN401
-        """The StructArray of ``count`` events."""
+        """The StructArray of ``count`` events; OverflowError where their texts and arrays are more than MAX_BYTES."""
         pa = arrow()
+        left = MAX_BYTES
         parts: dict[int, list[_Part]] = {}
         for chunk in chunks:
             recording = self.recordings[chunk.machine]
             batch = recording.batch(chunk.event, chunk.rows)
             for source in self._sources.get((chunk.machine, chunk.event.id), ()):
-                part = _part(batch, source.field, chunk.at, self.columns[source.column], recording.big_endian)
+                part = _part(batch, source.field, chunk.at, self.columns[source.column], recording.big_endian, left)
+                left -= 0 if part.ends is None else part.data.nbytes
                 parts.setdefault(source.column, []).append(part)
         arrays = [
             _array(column, self._types[number], parts[number], count) if number in parts else self._null(number, count)
@@ -204,10 +209,10 @@ def _type(column: _Column) -> Any:  # noqa: ANN401
     return pa.list_(element) if column.kind == "list" else element
 
 
-def _part(batch: EventBatch, one: Field, at: I64, column: _Column, big_endian: bool) -> _Part:
+def _part(batch: EventBatch, one: Field, at: I64, column: _Column, big_endian: bool, most: int) -> _Part:
     if column.kind == "int":
         return _Part(at, batch.integers(one))
-    data, ends = batch.gathered(one)
+    data, ends = batch.gathered(one, max(most, 0))
     if column.kind == "list":
         code = f"{'>' if big_endian else '<'}{'i' if one.signed else 'u'}{element_size(one)}"
         return _Part(at, data.view(code).astype(column.dtype), ends // element_size(one))
@@ -236,8 +241,6 @@ def _array(column: _Column, kind: Any, parts: list[_Part], count: int) -> Any:  
         assert part.ends is not None
         sizes[part.at + 1] = np.diff(part.ends)
     ends = np.cumsum(sizes)
-    if ends[-1] >= 1 << 31:
-        raise MemoryError
     data = np.empty(ends[-1], column.dtype)
     for part in parts:
         assert part.ends is not None

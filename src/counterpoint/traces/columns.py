@@ -74,13 +74,18 @@ class EventBatch:
         """A scalar integer field of the event as an array; for events that have two fields of one name."""
         return int_column(self._data, field, self._offset, self._length, self._big_endian)
 
-    def gathered(self, field: Field) -> tuple[npt.NDArray[np.uint8], I64]:
-        """The bytes of a field of all records, end to end, and where each begins: u8[m], i64[n + 1]."""
+    def gathered(self, field: Field, most: int) -> tuple[npt.NDArray[np.uint8], I64]:
+        """The bytes of a field of all records, end to end, and where each begins: u8[m], i64[n + 1].
+
+        OverflowError where there are more than ``most`` bytes: the fields of a record may all be the whole of it.
+        """
         begin, size = self._spans(field)
         if field.kind == "array":
             size -= size % element_size(field)
         ends = np.zeros(len(self) + 1, np.int64)
         np.cumsum(size, out=ends[1:])
+        if ends[-1] > most:
+            raise OverflowError(f"{ends[-1]} bytes")
         if len(self) and 0 < size[0] == size.min() == size.max():
             return unaligned(self._data, f"V{size[0]}")[begin].view(np.uint8), ends
         at = np.arange(ends[-1]) + np.repeat(begin - ends[:-1], size)
