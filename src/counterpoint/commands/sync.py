@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from counterpoint.outputs.dat import DatFormat
     from counterpoint.timeline.sync import SyncResult
 
-ENDINGS = (".pftrace", ".dat", ".txt", ".json")
+ENDINGS = (".pftrace", ".dat", ".parquet", ".txt", ".json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_hosts(parser)
     parser.add_argument(
         "-o", "--output", action="append", default=[], metavar="FILE",
-        help=f"write the timeline; the ending says how: {' '.join(ENDINGS)} (repeatable)",
+        help=f"write the timeline; the ending says how: {' '.join(ENDINGS)}; NAME.parquet/ is a folder with a part a"
+        " machine (repeatable)",
     )  # fmt: skip
     parser.add_argument(
         "--attach", metavar="DIR",
@@ -60,20 +61,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     expand(args)
-    outputs = [Path(name) for name in args.output]
     _dat_format(args)
     _check_folder(args)
-    for path in outputs:
-        _check_output(path, force=args.force, inputs=[args.host, *args.guests, *args.further])
+    outputs = [(Path(name), name.endswith("/")) for name in args.output]
+    for path, is_folder in outputs:
+        _check_output(path, is_folder=is_folder, force=args.force, inputs=[args.host, *args.guests, *args.further])
     result = run_sync(args)
     warn_all(result)
     late = LateWarnings(m.recording for m in result.timeline.machines)
     # files first: whoever reads the table or the JSON may rely on them
     progress = Progress()
-    for path in outputs:
+    for path, is_folder in outputs:
         progress(f"writing {path}")
         try:
-            _write(result, path, args, progress)
+            _write(result, path, args, progress, is_folder=is_folder)
         finally:
             progress.done()
     if args.attach is not None:
@@ -129,9 +130,15 @@ def _dat_format(args: argparse.Namespace) -> DatFormat:
     return DatFormat(args.dat_version, args.compression or "zstd")
 
 
-def _check_output(path: Path, *, force: bool, inputs: list[str]) -> None:
+def _check_output(path: Path, *, is_folder: bool, force: bool, inputs: list[str]) -> None:
     if path.suffix not in ENDINGS:
         raise UsageError(f"-o {path}: the ending must be one of {' '.join(ENDINGS)}")
+    if is_folder and path.suffix != ".parquet":
+        raise UsageError(f"-o {path}/: only NAME.parquet/ is a folder")
+    if path.suffix == ".parquet":
+        from counterpoint.outputs.parquet import check_installed
+
+        check_installed()
     if not path.absolute().parent.is_dir():
         raise UsageError(f"-o {path}: the folder {path.absolute().parent} does not exist")
     if path.exists():
@@ -141,7 +148,7 @@ def _check_output(path: Path, *, force: bool, inputs: list[str]) -> None:
             raise UsageError(f"-o {path}: the file exists (--force overwrites it)")
 
 
-def _write(result: SyncResult, path: Path, args: argparse.Namespace, progress: Progress) -> None:
+def _write(result: SyncResult, path: Path, args: argparse.Namespace, progress: Progress, *, is_folder: bool) -> None:
     force = args.force
     if path.suffix == ".pftrace":
         from counterpoint.outputs.perfetto import write_perfetto
@@ -152,6 +159,11 @@ def _write(result: SyncResult, path: Path, args: argparse.Namespace, progress: P
 
         for note in write_dat(result.timeline, path, overwrite=force, how=_dat_format(args), progress=progress):
             warn(f"{path}: {note}")
+    elif path.suffix == ".parquet":
+        from counterpoint.outputs.parquet import write_parquet
+
+        for text in write_parquet(result, path, overwrite=force, partitioned=is_folder):
+            warn(f"{path}: {text}")
     elif path.suffix == ".txt":
         from counterpoint.outputs.text import write_text
 

@@ -18,6 +18,7 @@ from counterpoint.outputs.pftrace import Addresses, Annotations, Names, Perfetto
 from counterpoint.outputs.report import width_ns
 from counterpoint.proof.matching import ThreadPool
 from counterpoint.proof.windows import WindowKind
+from counterpoint.timeline.details import vcpus_by_thread
 from counterpoint.timeline.merge import Machine
 from counterpoint.timeline.sync import SyncResult
 from counterpoint.traces.columns import EventBatch
@@ -203,20 +204,7 @@ def _comms(lane: _Lane, event: EventFormat, rows: I64) -> dict[int, str]:
 def _windows(trace: PerfettoWriter, lane: _Lane, pool: ThreadPool, result: SyncResult) -> None:
     """A track per vCPU thread: a slice for each run window, with the fields of the exit that ended it."""
     recording = lane.machine.recording
-    runs = {
-        vcpu.host_tid: f"{guest.name} cpu {vcpu.guest_cpu}"
-        for guest in result.guests
-        if guest.parent == lane.machine.name
-        for vcpu in guest.vcpus
-        if not vcpu.epochs or vcpu.epochs[0].host is None
-    }
-    runs |= {
-        epoch.host_tid: f"{guest.name} cpu {vcpu.guest_cpu}"
-        for guest in result.guests
-        for vcpu in guest.vcpus
-        for epoch in vcpu.epochs
-        if epoch.host == lane.machine.name
-    }
+    runs = {tid: f"{guest} cpu {cpu}" for tid, (guest, cpu) in vcpus_by_thread(result, lane.machine.name).items()}
     event = recording.format_named("kvm", "kvm_exit")
     for tid in pool.tids:
         windows = pool.activity.windows(tid)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,11 @@ import numpy.typing as npt
 from counterpoint.clocks.counter import I64, U64, relative
 from counterpoint.clocks.rate import Rate
 from counterpoint.traces.recording import Recording
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from counterpoint.timeline.details import Details
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +53,16 @@ class Timeline:
     u16[n], ``row`` i64[n], ``host_ticks`` u64[n] (the host's trace-clock values, whatever their unit).
     """
 
-    def __init__(self, machines: Sequence[Machine], rate: Rate | None) -> None:
-        """Merge ``machines``, the host first. ``rate`` turns host values to ns (None: not known)."""
+    def __init__(
+        self, machines: Sequence[Machine], rate: Rate | None, details: Callable[[], Sequence[Details]] | None = None
+    ) -> None:
+        """Merge ``machines``, the host first. ``rate`` turns host values to ns (None: not known).
+
+        ``details`` are asked for what else is known of each machine's events (None: nothing is).
+        """
         self.machines = tuple(machines)
         self.rate = rate
+        self._details = details
         self.base = machines[0].recording.base
         rows = [np.flatnonzero(m.placed) for m in machines]
         stamp = np.concatenate([m.host_stamp[r] for m, r in zip(machines, rows, strict=True)])
@@ -130,6 +142,24 @@ class Timeline:
                 at = int(at_row[row]) if row < of.last else int(at_row[row - 1]) + 1 if row > of.first else 0
                 out.append(Loss(min(at, len(self)), index, of.cpu, count))
         return sorted(out, key=lambda loss: (loss.at, loss.machine, loss.cpu))
+
+    @cached_property
+    def details(self) -> Sequence[Details] | None:
+        """The bounds of each machine's events and whose its threads are; None where nothing was proved."""
+        return self._details() if self._details is not None else None
+
+    def to_arrow(self, *, fields: bool = True) -> pyarrow.Table:
+        """All events as a ``pyarrow.Table``, a row an event: see ``arrow_batches``, which takes less memory."""
+        return self.arrow_batches(fields=fields).read_all()
+
+    def arrow_batches(self, *, fields: bool = True) -> pyarrow.RecordBatchReader:
+        """All events in order as a ``pyarrow.RecordBatchReader``, to be read once; docs/parquet.md has the columns.
+
+        ``fields``: with the events' own fields, as a struct of typed columns. UsageError where pyarrow is missing.
+        """
+        from counterpoint.timeline.arrow import ArrowEvents
+
+        return ArrowEvents(self, fields=fields).reader()
 
     def blocks(self, size: int = 1 << 16) -> Iterator[slice]:
         """Slices of at most ``size`` events that cover the timeline in order."""

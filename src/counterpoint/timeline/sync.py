@@ -35,6 +35,7 @@ from counterpoint.traces.recording import Recording
 
 if TYPE_CHECKING:
     from counterpoint.clocks.machines import Maps
+    from counterpoint.timeline.details import Details
 
 Source = str | PathLike[str] | Recording
 
@@ -71,7 +72,12 @@ class SyncResult:
     def timeline(self) -> Timeline:
         """All events of all machines whose clock maps are known, in one order."""
         machines = machines_of(self.host_name, self.host, self.hosts, self.guests)
-        return Timeline(machines, self.rate)
+        return Timeline(machines, self.rate, self._details)
+
+    def _details(self) -> Sequence[Details]:
+        from counterpoint.timeline.details import details_of
+
+        return details_of(self)
 
     @cached_property
     def maps(self) -> Maps:

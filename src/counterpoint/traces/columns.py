@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -28,6 +30,11 @@ def int_column(
     out = np.zeros(len(offset), native)
     out[fits] = unaligned(data, code)[offset[fits] + field.offset]
     return out
+
+
+def element_size(field: Field) -> int:
+    """Bytes of an element of an array field; 1 where that is not known."""
+    return field.element_size if field.element_size in (1, 2, 4, 8) else 1
 
 
 class EventBatch:
@@ -61,7 +68,28 @@ class EventBatch:
             field = Field(field.name, "", field.offset, 4, False, "int", 4)
         elif field.kind != "int":
             raise KeyError(f"{self._event.system}:{self._event.name}: {name!r} is no integer")
+        return self.integers(field)
+
+    def integers(self, field: Field) -> npt.NDArray[np.integer]:
+        """A scalar integer field of the event as an array; for events that have two fields of one name."""
         return int_column(self._data, field, self._offset, self._length, self._big_endian)
+
+    def gathered(self, field: Field, most: int) -> tuple[npt.NDArray[np.uint8], I64]:
+        """The bytes of a field of all records, end to end, and where each begins: u8[m], i64[n + 1].
+
+        OverflowError where there are more than ``most`` bytes: the fields of a record may all be the whole of it.
+        """
+        begin, size = self._spans(field)
+        if field.kind == "array":
+            size -= size % element_size(field)
+        ends = np.zeros(len(self) + 1, np.int64)
+        np.cumsum(size, out=ends[1:])
+        if ends[-1] > most:
+            raise OverflowError(f"{ends[-1]} bytes")
+        if len(self) and 0 < size[0] == size.min() == size.max():
+            return unaligned(self._data, f"V{size[0]}")[begin].view(np.uint8), ends
+        at = np.arange(ends[-1]) + np.repeat(begin - ends[:-1], size)
+        return self._data[at], ends
 
     def ints(self, name: str) -> list[int]:
         """A scalar integer field, signed as declared."""
@@ -72,7 +100,7 @@ class EventBatch:
         """First byte and length of a field's data in each record, kept inside the record."""
         length = self._length.astype(np.int64)
         if field.dynamic:
-            locator = self.ints_array(field.name).astype(np.int64)
+            locator = self.integers(replace(field, size=4, signed=False)).astype(np.int64)
             begin = locator & 0xFFFF
             if field.dynamic == "rel_loc":
                 begin = begin + field.offset + 4
@@ -104,6 +132,6 @@ class EventBatch:
     def array(self, name: str) -> list[list[int]]:
         """The elements of an array field; bytes where the element's size is not known."""
         field = self._field(name)
-        size = field.element_size if field.element_size in (1, 2, 4, 8) else 1
+        size = element_size(field)
         code = f"{'>' if self._big_endian else '<'}{'i' if field.signed else 'u'}{size}"
         return [np.frombuffer(raw[: len(raw) // size * size], code).tolist() for raw in self.raw(name)]
