@@ -10,7 +10,7 @@ DEMO := tests/data/x86-agent
 help:
 	@echo "make demo   the main job on a bundled recording of a host and its guest"
 	@echo "make test   all tests (install Debian's trace-cmd to compare with it)"
-	@echo "make test-live  tests of the running kernel: root, tracefs, /dev/kvm"
+	@echo "make test-live  tests of the running kernel, where there are root, tracefs and /dev/kvm"
 	@echo "make worlds 500 simulated worlds judged by their truth (half an hour)"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make bench  timings, side by side with trace-cmd"
@@ -39,7 +39,7 @@ test: $(VENV)/.develop
 
 # alone: tracefs and /dev/kvm are the machine's
 test-live: $(VENV)/.develop
-	COUNTERPOINT_LIVE=1 $(BIN)/python -m pytest tests/live $(ARGS)
+	COUNTERPOINT_LIVE=1 $(BIN)/python tests/live/on_this_machine.py $(BIN)/python -m pytest tests/live $(ARGS)
 
 # half an hour: what the page on accuracy states
 worlds: $(VENV)/.develop

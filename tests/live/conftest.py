@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import subprocess
@@ -15,23 +14,18 @@ from pathlib import Path
 import pytest
 
 from helpers import need
+from live.mounts import mount, unshare
 from live.vmm import BRACKETS, RING, STRIDE
 
 HERE = Path(__file__).parent
-collect_ignore = (
-    []
-    if os.environ.get("COUNTERPOINT_LIVE") == "1"
-    else [
-        "test_guests.py",
-        "test_inject.py",
-        "test_kvm.py",
-        "test_offsets.py",
-        "test_record.py",
-        "test_tracefs.py",
-        "test_vms.py",
-    ]
-)
+LIVE = {
+    "test_guests.py", "test_inject.py", "test_kvm.py", "test_offsets.py", "test_record.py", "test_tracefs.py",
+    "test_vms.py",
+}  # fmt: skip
 """What looks at the running kernel, and stops other processes' threads, runs when it is asked for: make test-live."""
+ASKED = os.environ.get("COUNTERPOINT_LIVE") == "1"
+collect_ignore = [path.name for path in HERE.glob("test_*.py") if (path.name in LIVE) != ASKED]
+"""Then the others do not: make test has run them."""
 
 FULL = os.environ.get("COUNTERPOINT_FULL") == "1"
 """The long versions of the tests."""
@@ -132,36 +126,24 @@ def alone() -> Iterator[None]:
         yield
 
 
-_CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 1 << 18
-
-
 @pytest.fixture(scope="session")
 def own_mounts() -> None:
-    """This process's own mount namespace: what is mounted in it nobody else sees, and it ends with the process."""
+    """This process's own mount namespace."""
     need(os.geteuid() == 0, "root is needed")
-    libc = ctypes.CDLL(None, use_errno=True)
-    done = libc.unshare(_CLONE_NEWNS) == 0 and libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) == 0
-    need(done, "no mount namespace of our own can be had")
-
-
-def _mount(kind: str, folder: str, inside: str) -> None:
-    if not Path(folder, inside).exists():
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.mount(b"nodev", folder.encode(), kind.encode(), 0, None)
-    need(Path(folder, inside).exists(), f"{kind} cannot be mounted")
+    need(unshare(), "no mount namespace of our own can be had")
 
 
 @pytest.fixture
 def tracefs_root(own_mounts) -> Path:
     """Where tracefs is."""
-    _mount("tracefs", "/sys/kernel/tracing", "instances")
+    need(mount("tracefs", "/sys/kernel/tracing", "instances"), "tracefs cannot be mounted")
     return Path("/sys/kernel/tracing")
 
 
 @pytest.fixture
 def debugfs_root(own_mounts) -> Path:
     """Where KVM's debugfs is."""
-    _mount("debugfs", "/sys/kernel/debug", "kvm")
+    need(mount("debugfs", "/sys/kernel/debug", "kvm"), "debugfs cannot be mounted")
     return Path("/sys/kernel/debug/kvm")
 
 

@@ -44,25 +44,38 @@ def some(arch) -> dict[str, int]:
     return {name: (n + 1) * 0x0101010101010101 & U64 for n, name in enumerate(arch.names)}
 
 
+def filled(arch, registers, floating: bytes, address: int):
+    """(length, memory, frame) with a room of 80 bytes, as an injection fills one."""
+    frame = arch.frame(80, 0x1234)
+    memory = frame.area.memory
+    memory[frame.floating : frame.floating + len(floating)] = floating
+    struct.pack_into("<Q", memory, frame.mask, 0xABCD)
+    length = frame.measure(len(floating))
+    frame.finish(registers, address)
+    return length, memory, frame
+
+
 def test_registers_go_both_ways():
     for arch, size in ((X86, 27 * 8), (ARM, 34 * 8)):
-        packed = arch.pack(some(arch))
+        packed = bytearray(size)
+        arch.pack(some(arch), packed)
 
-        assert len(packed) == size
+        assert arch.registers.size == size
         assert arch.parse(packed) == some(arch)
 
 
 def test_the_x86_frame_holds_every_register_the_mask_and_the_floating_point_state(monkeypatch):
-    monkeypatch.setattr(arch_module, "_components", lambda: {2: (576, 256), 9: (832, 8), 18: (1024, 8192)})
+    monkeypatch.setattr(arch_module, "_components", lambda: ((2, 832), (9, 840), (18, 9216)))
     registers = {**some(X86), "cs": 0x33, "ss": 0x2B, "fs": 0, "gs": 0}
     floating = bytearray(range(256)) * 36
     struct.pack_into("<Q", floating, 464, 1 << 18 | 1 << 9 | 7)  # what the CPU has
     struct.pack_into("<Q", floating, 512, 1 << 9 | 7)  # what is in use: no tiles
     address = 0x7FFF_0000_1000
 
-    frame = X86.frame(registers, bytes(floating), 0xABCD, address, 0x1234)
+    length, memory, made = filled(X86, registers, bytes(floating), address)
 
-    assert len(frame) <= X86.frame_size(bytes(floating))
+    frame = bytes(memory[:length])
+    assert made.arguments % 16 == 0 and made.arguments + 80 <= made.floating
     found = X86_FRAME.from_buffer_copy(frame)
     assert (found.pretcode, found.mask) == (0x1234, 0xABCD)
     assert found.uc_flags == 1 | 2 | 4
@@ -90,7 +103,10 @@ def test_the_x86_stub_calls_and_returns_to_the_sigreturn():
     assert [calling[name] for name in ("rip", "rsp", "rax", "rdi", "rsi", "rdx")] == [
         0xC0DE, 0x5000, 16, 7, 0x4018AEE2, 0x6000,
     ]  # fmt: skip
-    assert struct.unpack_from("<q", X86.pack(calling), X86.names.index("orig_rax") * 8) == (-1,)
+    packed = bytearray(X86.registers.size)
+    X86.pack(calling, packed)
+    assert struct.unpack_from("<q", packed, X86.names.index("orig_rax") * 8) == (-1,)
+    assert (X86.result(packed), ARM.result(struct.pack("<q", -22))) == (16, -22)
 
 
 def test_where_an_x86_thread_can_be_used():
@@ -125,9 +141,10 @@ def test_the_arm64_frame_holds_every_register_the_mask_and_the_floating_point_st
     registers = some(ARM)
     floating = bytes(range(256)) * 2 + struct.pack("<4I", 0x11, 0x22, 0, 0)
 
-    frame = ARM.frame(registers, floating, 0xABCD, 0x7000, 0x1234)
+    length, frame, made = filled(ARM, registers, floating, 0x7000)
 
-    assert len(frame) == ARM.frame_size(floating) == ctypes.sizeof(ARM_FRAME)
+    assert length == len(frame) == ctypes.sizeof(ARM_FRAME) + 80
+    assert made.arguments == ctypes.sizeof(ARM_FRAME)
     found = ARM_FRAME.from_buffer_copy(frame)
     assert found.mask == 0xABCD
     assert ARM_FRAME.context.offset == 128 + 176 and ARM_CONTEXT.reserved.offset == 288

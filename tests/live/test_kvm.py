@@ -21,14 +21,13 @@ def test_requests_are_those_of_the_kernels_header():
 
 
 def test_pointers_are_put_in_where_the_argument_lies():
-    call = kvm.tsc_offset()
+    memory = bytearray(b"\xff" * 64)
 
-    flags, group, attribute, address, value = struct.unpack("<IIQQQ", call.argument_at(0x7000))
+    kvm.tsc_offset().put(memory, 8, 0x7000)
+    assert struct.unpack_from("<QIIQQQQ", memory) == (U64, 0, 0, 0, 0x7018, 0, U64)
 
-    assert (flags, group, attribute, address, value) == (0, 0, 0, 0x7018, 0)
-    assert struct.unpack("<QQQ", kvm.one_reg("TIMER_CNT", kvm.TIMER_CNT).argument_at(0x7000)) == (
-        0x603000000013DF1A, 0x7010, 0,
-    )  # fmt: skip
+    kvm.one_reg("TIMER_CNT", kvm.TIMER_CNT).put(memory, 8, 0x7000)
+    assert struct.unpack_from("<QQQQ", memory) == (U64, 0x603000000013DF1A, 0x7010, 0)
 
 
 def test_answers_are_decoded():

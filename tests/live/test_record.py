@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from counterpoint.live import tracefs
+from counterpoint.traces.options import GuestOption
 from counterpoint.traces.recording import Recording
 from helpers import need, need_tool
 from live.conftest import FULL
@@ -411,3 +412,18 @@ def test_vms_and_their_offsets_are_in_the_capture(tracefs_root, debugfs_root, tm
     exits = host.pid[host.event_id == host.format_named("kvm", "kvm_userspace_exit").id]
     assert tids <= set(exits.tolist())
     assert Path(f"/proc/{vmm.pid}").exists()
+
+
+def test_the_host_says_which_of_its_threads_are_the_guests_cpus(tracefs_root, tmp_path, run_vmm, fake_ssh):
+    cpus = os.cpu_count() or 1
+    vmm = run_vmm("exits", cpus, "--name", "vm1")
+    folder = tmp_path / "capture"
+
+    record(folder, "-d", "500ms", "--for", "exits", "--guest", "vm1=ssh://there", "--ssh-command", fake_ssh)
+
+    (said,) = json.loads((folder / "capture.json").read_text())["guests"]
+    assert said["vm"]["pid"] == vmm.pid
+    host, guest = Recording.open(folder / "host.dat"), Recording.open(folder / "vm1.dat")
+    pairs = tuple((int(cpu), tid) for cpu, tid in said["threads"].items())
+    assert host.options.guests == [GuestOption("vm1", guest.options.trace_id, pairs)] and len(pairs) == cpus
+    assert host.options.trace_id not in (None, guest.options.trace_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 
 import numpy as np
@@ -11,6 +12,7 @@ from counterpoint.dat_layout import Option
 from counterpoint.errors import UsageError
 from counterpoint.live import tracedat
 from counterpoint.traces import write_options
+from counterpoint.traces.options import GuestOption
 from counterpoint.traces.recording import Recording
 from helpers import need_tool
 from live.fake_tracefs import cpu_files, fake_tracefs
@@ -25,11 +27,11 @@ def written(tmp_path, monkeypatch):
     return first, fake_tracefs(tmp_path / "tracing", first), cpu_files(tmp_path / "pages", first)
 
 
-def again(tmp_path, first, root, files, **how):
+def again(tmp_path, first, root, files, more=(), **how):
     facts = tracedat.Facts(f"local [{first.clock}]\n", first.cpus, 0xF0F0, {0: "entries: 1\n"}, "Linux here")
     path = tmp_path / "again.dat"
     head = tracedat.head_of(root, **how)
-    tracedat.write_dat(path, head, tracedat.cmdlines_of(root), facts.options(), files, cpus=first.cpus)
+    tracedat.write_dat(path, head, tracedat.cmdlines_of(root), [*facts.options(), *more], files, cpus=first.cpus)
     return Recording.open(path)
 
 
@@ -80,6 +82,20 @@ def test_cpus_without_pages_keep_their_place(tmp_path, written):
 
     assert other.cpus == first.cpus
     assert len(other) == sum(s.last - s.first for s in first.streams if s.cpu)
+
+
+def test_a_guest_and_its_threads_are_found_by_their_readers(tmp_path, written):
+    option = tracedat.guest_option("vm1", 0xABCDEF, {1: 4712, 0: 4711})
+    guest = GuestOption("vm1", 0xABCDEF, ((0, 4711), (1, 4712)))
+
+    assert option == write_options.guest_option(guest)
+    assert again(tmp_path, *written, more=[option]).options.guests == [guest]
+    if shutil.which("trace-cmd"):
+        command = ["trace-cmd", "dump", "--options", "-i", str(tmp_path / "again.dat")]
+        said = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+        lines = [" ".join(line.split("[")[0].split()) for line in said.splitlines()]
+        at = lines.index("vm1")
+        assert lines[at : at + 5] == ["vm1", "0xABCDEF", "2", "0 4711", "1 4712"]
 
 
 def test_options_are_those_of_the_other_writer():

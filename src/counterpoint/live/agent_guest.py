@@ -105,8 +105,9 @@ class AgentGuest:
         counts = total(self._stats) if self._stats else {"events": None, "lost": None}
         path = parts_of.end(self._folder, self.name, self._parts, bytes(self._texts["cmdlines"]), self._stats)
         return GuestFile(
-            path, self._wanted.clock, self._parts.cpus, counts["events"], counts["lost"], self._bytes, notes
-        )
+            path, self._wanted.clock, self._parts.cpus, counts["events"], counts["lost"], self._bytes, notes,
+            self._parts.trace_id,
+        )  # fmt: skip
 
     def abandon(self) -> None:
         """As the protocol has it: an agent whose client is gone removes what it made."""

@@ -16,8 +16,11 @@ from __future__ import annotations
 import ctypes
 import struct
 from functools import cache
+from operator import itemgetter
+from typing import Any, Callable
 
 from counterpoint.live import counter
+from counterpoint.live.libc import Area
 
 U64 = (1 << 64) - 1
 KVM_RUN = 0xAE80
@@ -32,6 +35,31 @@ NT_X86_XSTATE = 0x202
 
 Registers = dict[str, int]
 Arguments = tuple[int, int, int]
+
+_FLOATING_LIMIT = 16384
+"""Bytes of floating-point state, at most."""
+
+
+class Frame:
+    """The memory at the stub's stack pointer, from which a thread's registers are restored, and the calls' arguments.
+
+    It is laid out before the thread is stopped. Then its floating-point registers are read to ``floating`` and its
+    signal mask to ``mask``, in place; ``measure`` says how long it is with those, and ``finish`` does the rest.
+    """
+
+    area: Area
+    arguments: int
+    """Where the arguments begin, by bytes: aligned to 16."""
+    floating: int
+    mask: int
+
+    def measure(self, got: int) -> int:
+        """How many bytes it has with ``got`` bytes of floating-point registers, which are in it."""
+        raise NotImplementedError
+
+    def finish(self, registers: Registers, address: int) -> None:
+        """Complete it for ``address``, after ``measure``."""
+        raise NotImplementedError
 
 
 class Arch:
@@ -56,16 +84,23 @@ class Arch:
     """AUDIT_ARCH_* that a seccomp filter sees."""
     rt_sigreturn: int
     ioctl: int
+    result_at: int
+    """Where in NT_PRSTATUS the result of a system call is."""
+    _pick: Callable[[Registers], tuple[Any, ...]]
     red_zone = 128
     """Bytes below the stack pointer that may be in use (x86 psABI; none on arm64, left alone all the same)."""
 
-    def parse(self, content: bytes) -> Registers:
+    def __init__(self) -> None:
+        """Look up once what is the same for all threads."""
+        self._pick = itemgetter(*self.names)
+
+    def parse(self, content: bytes | bytearray) -> Registers:
         """Registers by name from NT_PRSTATUS."""
         return dict(zip(self.names, self.registers.unpack_from(content)))
 
-    def pack(self, registers: Registers) -> bytes:
+    def pack(self, registers: Registers, into: bytearray, start: int = 0) -> None:
         """NT_PRSTATUS of them."""
-        return self.registers.pack(*(registers[name] & U64 for name in self.names))
+        self.registers.pack_into(into, start, *self._pick(registers))
 
     def waits_in(self, registers: Registers, before: bytes, at: bytes) -> int | None:
         """The descriptor of the vCPU where the thread stands at the end of KVM_RUN; -1 in a futex wait; else None.
@@ -79,12 +114,8 @@ class Arch:
         """The registers with which the thread goes on; a futex wait is begun again, as the kernel does."""
         raise NotImplementedError
 
-    def frame(self, registers: Registers, floating: bytes, mask: int, address: int, restorer: int) -> bytes:
-        """The memory at ``address``, the stub's stack pointer, from which ``registers`` are restored."""
-        raise NotImplementedError
-
-    def frame_size(self, floating: bytes) -> int:
-        """Bytes of ``frame``."""
+    def frame(self, room: int, restorer: int) -> Frame:
+        """A frame with ``room`` bytes for arguments, that returns to ``restorer``."""
         raise NotImplementedError
 
     def calling(
@@ -93,9 +124,91 @@ class Arch:
         """The registers to make ioctl(*arguments) at ``code`` and to return to ``restorer`` with ``stack``."""
         raise NotImplementedError
 
-    def result(self, registers: Registers) -> int:
-        """What the system call returned: a value, or -errno."""
-        raise NotImplementedError
+    def result(self, content: bytearray) -> int:
+        """What the system call returned, by NT_PRSTATUS: a value, or -errno."""
+        return int(_SIGNED.unpack_from(content, self.result_at)[0])
+
+
+_SIGNED, _UNSIGNED = struct.Struct("<q"), struct.Struct("<Q")
+_FXSAVE = 576
+"""Bytes of FXSAVE's area and XSAVE's header."""
+_XTILEDATA = 18
+"""The component that a process must ask for: without it, its frames are shorter."""
+_FPSIMD_MAGIC = 0x46508001
+
+
+class X86Frame(Frame):
+    """struct rt_sigframe, then the arguments, then the floating-point state, which is aligned to 64."""
+
+    mask = 304
+    arguments = 448
+    _CONTEXT = struct.Struct("<18Q4H5Q")
+    _SOFTWARE = struct.Struct("<IIQI28xQ")
+    _NAMES = (
+        "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp",
+        "rip", "eflags",
+    )  # fmt: skip
+
+    def __init__(self, room: int, restorer: int) -> None:
+        """Lay it out."""
+        self.floating = (self.arguments + room + 63) & ~63
+        self.area = Area(self.floating + _FLOATING_LIMIT)
+        # uc_flags (``finish``), uc_link; a stack_t that is refused, so that the alternate stack stays as it is
+        # (restore_altstack ignores it)
+        struct.pack_into("<QQQQiiQ", self.area.memory, 0, restorer, 0, 0, 0, 0x7FFF, 0, 0)
+        self._pick = itemgetter(*self._NAMES)
+        self._components = _components()
+
+    def measure(self, got: int) -> int:
+        memory, at = self.area.memory, self.floating
+        # UC_FP_XSTATE where there is more than FXSAVE's; UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS
+        memory[8] = 2 | 4 | (got > _FXSAVE)
+        if got <= _FXSAVE:
+            return at + 512
+        # sw_reserved of what ptrace gives begins with the mask of all components (copy_xstate_to_uabi_buf)
+        (features,), (used,) = _UNSIGNED.unpack_from(memory, at + 464), _UNSIGNED.unpack_from(memory, at + 512)
+        if not used >> _XTILEDATA & 1:
+            features &= ~(1 << _XTILEDATA)
+        size = max([_FXSAVE, *[end for number, end in self._components if features >> number & 1]])
+        # struct _fpx_sw_bytes: FP_XSTATE_MAGIC1, extended_size, xfeatures, xstate_size; XSAVE's own mask; then MAGIC2
+        self._SOFTWARE.pack_into(memory, at + 464, 0x46505853, size + 4, features, size, used & features)
+        struct.pack_into("<I", memory, at + size, 0x46505845)
+        return at + size + 4
+
+    def finish(self, registers: Registers, address: int) -> None:
+        selectors = [registers[name] & 0xFFFF for name in ("cs", "gs", "fs", "ss")]
+        # err, trapno, oldmask, cr2; the pointer
+        self._CONTEXT.pack_into(
+            self.area.memory, 48, *self._pick(registers), *selectors, 0, 0, 0, 0, address + self.floating
+        )
+
+
+class Arm64Frame(Frame):
+    """struct rt_sigframe with the floating-point registers among its records, then the arguments."""
+
+    mask = 128 + 40
+    _CONTEXT = 128 + 176 + 8
+    _RECORDS = 128 + 176 + 288
+    arguments = _RECORDS + 4096
+    floating = _RECORDS + 16
+
+    def __init__(self, room: int, restorer: int) -> None:
+        """Lay it out."""
+        self.area = Area(self.arguments + room)
+        # after struct siginfo: uc_flags, uc_link, a stack_t that is refused
+        struct.pack_into("<QQQiiQ", self.area.memory, 128, 0, 0, 0, 0x7FFF, 0, 0)
+
+    def measure(self, got: int) -> int:
+        memory, at = self.area.memory, self.floating
+        # struct user_fpsimd_state has the two words at its end that struct fpsimd_context has before the registers
+        status, control = struct.unpack_from("<2I", memory, at + 512)
+        struct.pack_into("<4I", memory, at - 16, _FPSIMD_MAGIC, 16 + 512, status, control)
+        # the record that ends the list
+        memory[at + 512 : at + 528] = bytes(16)
+        return len(memory)
+
+    def finish(self, registers: Registers, address: int) -> None:
+        ARCHES["aarch64"].pack(registers, self.area.memory, self._CONTEXT)
 
 
 class X86(Arch):
@@ -119,10 +232,7 @@ class X86(Arch):
     rt_sigreturn = 15
     ioctl = 16
     _futex = 202
-    _SIGCONTEXT = (
-        "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp",
-        "rip", "eflags",
-    )  # fmt: skip
+    result_at = names.index("rax") * 8
 
     def waits_in(self, registers: Registers, before: bytes, at: bytes) -> int | None:
         number, result = registers["orig_rax"], _signed(registers["rax"])
@@ -140,24 +250,8 @@ class X86(Arch):
         # arch_do_signal_or_restart in arch/x86/kernel/signal.c
         return {**registers, "rax": registers["orig_rax"], "rip": registers["rip"] - 2}
 
-    def frame_size(self, floating: bytes) -> int:
-        # 64 to align the floating-point state by, 4 for the second magic word
-        return 8 + 304 + 128 + 64 + len(_fpstate(floating)) + 4
-
-    def frame(self, registers: Registers, floating: bytes, mask: int, address: int, restorer: int) -> bytes:
-        state = _fpstate(floating)
-        fpstate = (address + 8 + 304 + 128 + 63) & ~63
-        # UC_FP_XSTATE where there is more than FXSAVE's; UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS
-        flags = (1 if len(state) > 512 else 0) | 2 | 4
-        context = struct.pack("<QQ", flags, 0)
-        # a stack_t that is refused, so that the alternate stack stays as it is (restore_altstack ignores it)
-        context += struct.pack("<QiiQ", 0, 0x7FFF, 0, 0)
-        context += struct.pack("<18Q", *(registers[name] & U64 for name in self._SIGCONTEXT))
-        context += struct.pack("<4H", *(registers[name] & 0xFFFF for name in ("cs", "gs", "fs", "ss")))
-        context += struct.pack("<5Q8Q", 0, 0, 0, 0, fpstate, *[0] * 8)
-        context += struct.pack("<Q", mask)
-        head = struct.pack("<Q", restorer) + context + bytes(128)
-        return head.ljust(fpstate - address, b"\0") + state
+    def frame(self, room: int, restorer: int) -> Frame:
+        return X86Frame(room, restorer)
 
     def calling(
         self, registers: Registers, code: int, stack: int, restorer: int, arguments: tuple[int, int, int]
@@ -166,11 +260,8 @@ class X86(Arch):
         # orig_rax -1: in no system call, so nothing is begun again on the way out
         return {
             **registers,
-            "rip": code, "rsp": stack, "rax": self.ioctl, "orig_rax": -1, "rdi": first, "rsi": second, "rdx": third,
+            "rip": code, "rsp": stack, "rax": self.ioctl, "orig_rax": U64, "rdi": first, "rsi": second, "rdx": third,
         }  # fmt: skip
-
-    def result(self, registers: Registers) -> int:
-        return _signed(registers["rax"])
 
 
 class Arm64(Arch):
@@ -192,7 +283,7 @@ class Arm64(Arch):
     rt_sigreturn = 139
     ioctl = 29
     _futex = 98
-    _FPSIMD_MAGIC = 0x46508001
+    result_at = names.index("x0") * 8
 
     def waits_in(self, registers: Registers, before: bytes, at: bytes) -> int | None:
         # do_signal in arch/arm64/kernel/signal.c has put the program counter back to the call where it is to be begun
@@ -214,17 +305,8 @@ class Arm64(Arch):
     def resumed(self, registers: Registers) -> Registers:
         return registers
 
-    def frame_size(self, floating: bytes) -> int:
-        return 128 + 176 + 288 + 4096
-
-    def frame(self, registers: Registers, floating: bytes, mask: int, address: int, restorer: int) -> bytes:
-        vregs, status, control = floating[:512], *struct.unpack_from("<2I", floating, 512)
-        context = struct.pack("<QQQiiQ", 0, 0, 0, 0x7FFF, 0, 0)
-        # the mask has room for 1024 signals, and sigcontext is aligned to 16
-        context += struct.pack("<Q", mask).ljust(128, b"\0") + bytes(8)
-        context += struct.pack("<Q34Q", 0, *(registers[name] & U64 for name in self.names)) + bytes(8)
-        record = struct.pack("<4I", self._FPSIMD_MAGIC, 16 + 512, status, control) + vregs
-        return bytes(128) + context + record.ljust(4096, b"\0")
+    def frame(self, room: int, restorer: int) -> Frame:
+        return Arm64Frame(room, restorer)
 
     def calling(
         self, registers: Registers, code: int, stack: int, restorer: int, arguments: tuple[int, int, int]
@@ -235,9 +317,6 @@ class Arm64(Arch):
             "x8": self.ioctl, "x0": first, "x1": second, "x2": third,
         }  # fmt: skip
 
-    def result(self, registers: Registers) -> int:
-        return _signed(registers["x0"])
-
 
 ARCHES = {arch.name: arch for arch in (X86(), Arm64())}
 
@@ -246,38 +325,17 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 & 1 else value
 
 
-_XTILEDATA = 18
-"""The component that a process must ask for: without it, its frames are shorter."""
-
-
-def _fpstate(floating: bytes) -> bytes:
-    """x86: the floating-point part of a signal's frame, from XSAVE's standard format (or FXSAVE's)."""
-    if len(floating) <= 576:
-        return bytes(floating[:512])
-    # sw_reserved of what ptrace gives begins with the mask of all components (copy_xstate_to_uabi_buf)
-    (features,) = struct.unpack_from("<Q", floating, 464)
-    (used,) = struct.unpack_from("<Q", floating, 512)
-    if not used >> _XTILEDATA & 1:
-        features &= ~(1 << _XTILEDATA)
-    size = max([576, *(sum(part) for n, part in _components().items() if features >> n & 1)])
-    state = bytearray(floating[:size])
-    struct.pack_into("<Q", state, 512, used & features)
-    # struct _fpx_sw_bytes: FP_XSTATE_MAGIC1, extended_size, xfeatures, xstate_size
-    struct.pack_into("<IIQI28x", state, 464, 0x46505853, size + 4, features, size)
-    return bytes(state) + struct.pack("<I", 0x46505845)
-
-
 @cache
-def _components() -> dict[int, tuple[int, int]]:
-    """x86: (offset, size) of each component of XSAVE's standard format from number 2 on, by CPUID leaf 0xd."""
+def _components() -> tuple[tuple[int, int], ...]:
+    """x86: (number, end) of each component of XSAVE's standard format from number 2 on, by CPUID leaf 0xd."""
     # push rbx; mov eax, edi; mov ecx, esi; mov r8, rdx; cpuid; the four to [r8]; pop rbx; ret
     code = bytes.fromhex("53 89f8 89f1 4989d0 0fa2 418900 41895804 41894808 4189500c 5b c3")
     cpuid = counter.executable(code, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p)
-    out = {}
+    out = []
     buffer = (ctypes.c_uint32 * 4)()
     for number in range(2, 63):
         cpuid(0xD, number, ctypes.addressof(buffer))
         size, offset = buffer[0], buffer[1]
         if size and offset:
-            out[number] = (offset, size)
-    return out
+            out.append((number, offset + size))
+    return tuple(out)

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,8 +119,11 @@ def pages(folder: Path, stem: str, cpu: int) -> Path:
     return folder / f"{stem}.dat.cpu{cpu}"
 
 
-def end(folder: Path, stem: str, parts: Parts, cmdlines: bytes, stats: Mapping[int, str]) -> Path:
-    """Put the recording together, after which its parts are gone; its file."""
+def end(
+    folder: Path, stem: str, parts: Parts, cmdlines: bytes, stats: Mapping[int, str],
+    more: Sequence[tuple[int, bytes]] = (),
+) -> Path:  # fmt: skip
+    """Put the recording together, with ``more`` options, after which its parts are gone; its file."""
     files = {}
     for entry in folder.iterdir():
         match = re.fullmatch(re.escape(stem) + r"\.dat\.cpu(\d{1,5})", entry.name)
@@ -132,7 +135,7 @@ def end(folder: Path, stem: str, parts: Parts, cmdlines: bytes, stats: Mapping[i
     with suppress(FileNotFoundError):
         temporary.unlink()
     try:
-        options = parts.facts(stats).options()
+        options = [*parts.facts(stats).options(), *more]
         write_dat(temporary, _head(folder, stem).read_bytes(), cmdlines, options, files, cpus=parts.cpus)
         temporary.replace(target)
     except BaseException:

@@ -41,6 +41,8 @@ class GuestFile:
     lost: int | None = None
     bytes: int = 0
     notes: list[str] = field(default_factory=list)
+    trace_id: int | None = None
+    """TRACEID of its file, by which its host's GUEST option names it."""
 
 
 class GuestTracer(Protocol):

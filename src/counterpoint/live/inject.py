@@ -20,6 +20,7 @@ import os
 import re
 import signal
 import time
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from pathlib import Path
 
 from counterpoint.errors import UsageError
 from counterpoint.live import counter, libc, seccomp
-from counterpoint.live.arch import ARCHES, NT_PRSTATUS, Arch, Registers
+from counterpoint.live.arch import ARCHES, NT_PRSTATUS, Arch, Arguments, Frame, Registers
 from counterpoint.live.kvm import Call
 
 TRIES = 200
@@ -158,9 +159,10 @@ def _undisturbed() -> Iterator[None]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGSEGV, signal.SIGBUS})
     collecting, policy, parameters = gc.isenabled(), os.sched_getscheduler(0), os.sched_getparam(0)
     gc.disable()
-    # a vCPU stands still until this thread has a CPU
+    # a vCPU stands still until this thread has a CPU (one that is real-time already stays what it is)
     with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        if policy not in (os.SCHED_FIFO, os.SCHED_RR):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     try:
         yield
     finally:
@@ -177,8 +179,43 @@ def _undisturbed() -> Iterator[None]:
 class _Known:
     """What was looked up while the thread still ran: mappings that may be written, and if it has seccomp filters."""
 
-    writable: list[tuple[int, int]]
+    lows: list[int]
+    highs: list[int]
     filtered: bool
+
+    def writable(self, low: int, high: int) -> bool:
+        """Whether one mapping that may be written has both addresses."""
+        at = bisect_right(self.lows, low) - 1
+        return at >= 0 and high <= self.highs[at]
+
+
+class _Plan:
+    """All that can be made before the thread is stopped: it stands still for every line that is run meanwhile."""
+
+    def __init__(self, arch: Arch, code: Code, vcpu_fd: int, calls: Sequence[Call]) -> None:
+        """Lay out the frame and the arguments behind one another in it."""
+        *places, self.room = accumulate((-(-len(call.argument) // 16) * 16 for call in calls), initial=0)
+        self.vcpu_fd = vcpu_fd
+        self.calls = calls
+        self.frame = arch.frame(self.room, code.sigreturn)
+        self.places = [self.frame.arguments + place for place in places]
+        self.kept = libc.Area(len(self.frame.area.memory))
+        self.original, self.work = libc.Area(arch.registers.size), libc.Area(arch.registers.size)
+
+    def arguments(self, stack: int) -> list[tuple[int, int, int]]:
+        """The arguments of each ioctl, with the frame at ``stack``."""
+        return [
+            (_descriptor(call, self.vcpu_fd), call.request, stack + place if call.argument else 0)
+            for call, place in zip(self.calls, self.places)
+        ]
+
+    def answers(self, found: Sequence[tuple[int, int, int]]) -> tuple[Answer, ...]:
+        """What came of the calls, with the arguments that were read back to the frame."""
+        memory = self.frame.area.memory
+        return tuple(
+            Answer(result, bytes(memory[place : place + len(call.argument)]), before, after)
+            for (result, before, after), call, place in zip(found, self.calls, self.places)
+        )
 
 
 class _Thread:
@@ -261,18 +298,19 @@ class Injector:
     def call(self, tid: int, vcpu_fd: int, calls: Sequence[Call], tries: int = TRIES) -> Injection:
         """Make ``calls`` in the thread ``tid``, which runs the vCPU of ``vcpu_fd``. NotInjected says why not."""
         stood, reason = 0, ""
+        plan = _Plan(self.arch, self.code, vcpu_fd, calls)
         for attempt in range(1, tries + 1):
             status = status_of(self.pid, tid)
             why = refusal(status)
             if why:
                 raise NotInjected(why)
-            known = _Known(_writable(self.pid), status.get("Seccomp", "0") != "0")
+            known = _Known(*_writable(self.pid), status.get("Seccomp", "0") != "0")
+            thread = _Thread(tid)
             with _undisturbed():
-                thread = _Thread(tid)
                 try:
-                    answers = self._stopped_call(thread, vcpu_fd, calls, known)
+                    found = self._stopped_call(thread, plan, known)
                 except _NotNow as err:
-                    answers, reason = None, str(err)
+                    found, reason = None, str(err)
                 except ProcessLookupError:
                     raise NotInjected("the thread is gone") from None
                 except PermissionError as err:
@@ -281,79 +319,76 @@ class Injector:
                     ) from None
                 finally:
                     stood += thread.let_go()
-            if answers is not None:
-                return Injection(answers, stood, attempt)
+            if found is not None:
+                return Injection(plan.answers(found), stood, attempt)
             time.sleep(0.0002 * min(attempt, 50))
         raise NotInjected(f"in {tries} tries the thread was never where a call can be made: {reason}")
 
-    def _stopped_call(self, thread: _Thread, vcpu_fd: int, calls: Sequence[Call], known: _Known) -> tuple[Answer, ...]:
+    def _stopped_call(self, thread: _Thread, plan: _Plan, known: _Known) -> list[tuple[int, int, int]]:
+        """(result, the counter before, after) of each call; their arguments are in the plan's frame."""
         thread.interrupt()
-        arch, pid, tid = self.arch, self.pid, thread.tid
-        original = libc.get_regset(tid, NT_PRSTATUS)
-        registers = arch.parse(original)
-        self._require_place(registers, vcpu_fd)
-        floating = _floating(tid, arch)
-        size = -(-arch.frame_size(floating) // 16) * 16
-        places = list(accumulate((-(-len(call.argument) // 16) * 16 for call in calls), initial=size))
-        stack = (registers[arch.sp] - arch.red_zone - places.pop()) & ~63
-        if not any(low <= stack - _SPARE and registers[arch.sp] <= high for low, high in known.writable):
+        arch, pid, tid, frame = self.arch, self.pid, thread.tid, plan.frame
+        libc.get_regset(tid, NT_PRSTATUS, plan.original)
+        registers = arch.parse(plan.original.memory)
+        self._require_place(registers, plan.vcpu_fd)
+        length = frame.measure(_floating(tid, arch, frame))
+        stack = (registers[arch.sp] - arch.red_zone - length) & ~63
+        if not known.writable(stack - _SPARE, registers[arch.sp]):
             raise NotInjected("the thread's stack has no room")
-        allowed = [True] * len(calls)
-        if known.filtered:
-            allowed = self._allowed(tid, vcpu_fd, calls, [stack + place for place in places])
+        arguments = plan.arguments(stack)
+        allowed = self._allowed(tid, arguments) if known.filtered else [True] * len(arguments)
         resumed = arch.resumed(registers)
-        content = arch.frame(resumed, floating, libc.get_sigmask(tid), stack, self.code.sigreturn)
-        for call, place in zip(calls, places):
-            content = content.ljust(place, b"\0") + call.argument_at(stack + place)
-        kept = libc.read_memory(pid, stack, len(content))
-        libc.write_memory(pid, stack, content)
+        libc.get_sigmask(tid, frame.area, frame.mask)
+        frame.finish(resumed, stack)
+        for call, place in zip(plan.calls, plan.places):
+            call.put(frame.area.memory, place, stack + place)
+        libc.read_memory(pid, stack, plan.kept, length)
+        libc.write_memory(pid, stack, frame.area, length)
         found: list[tuple[int, int, int]] = []
         try:
-            for call, place, may in zip(calls, places, allowed):
-                one = self._one(thread, registers, vcpu_fd, call, stack, stack + place) if may else (NOT_ALLOWED, 0, 0)
-                found.append(one)
-            data = libc.read_memory(pid, stack, len(content))
+            for each, may in zip(arguments, allowed):
+                found.append(self._one(thread, registers, each, stack, plan.work) if may else (NOT_ALLOWED, 0, 0))
+            libc.read_memory(pid, stack + frame.arguments, frame.area, plan.room, frame.arguments)
         finally:
             if thread.stopped:
                 # the registers first: from here on nothing needs the frame
-                libc.set_regset(tid, NT_PRSTATUS, arch.pack(resumed) if thread.called else original)
-                libc.write_memory(pid, stack, kept)
-        return tuple(
-            Answer(result, data[place : place + len(call.argument)], before, after)
-            for (result, before, after), call, place in zip(found, calls, places)
-        )
+                if thread.called:
+                    arch.pack(resumed, plan.original.memory)
+                libc.set_regset(tid, NT_PRSTATUS, plan.original)
+                libc.write_memory(pid, stack, plan.kept, length)
+        return found
 
     def _one(
-        self, thread: _Thread, registers: Registers, vcpu_fd: int, call: Call, stack: int, place: int
+        self, thread: _Thread, registers: Registers, arguments: Arguments, stack: int, work: libc.Area
     ) -> tuple[int, int, int]:
         """(result, the counter before, after)."""
         arch, read = self.arch, counter.reader()
-        arguments = (_descriptor(call, vcpu_fd), call.request, place if call.argument else 0)
-        calling = arch.calling(registers, self.code.call, stack, self.code.sigreturn, arguments)
-        libc.set_regset(thread.tid, NT_PRSTATUS, arch.pack(calling))
+        arch.pack(arch.calling(registers, self.code.call, stack, self.code.sigreturn, arguments), work.memory)
+        libc.set_regset(thread.tid, NT_PRSTATUS, work)
         thread.to_next_stop()
         thread.called = True
         before = read()
         thread.to_next_stop()
         after = read()
-        result = arch.result(arch.parse(libc.get_regset(thread.tid, NT_PRSTATUS)))
-        return result, before, after
+        libc.get_regset(thread.tid, NT_PRSTATUS, work)
+        return arch.result(work.memory), before, after
 
     def _require_place(self, registers: Registers, vcpu_fd: int) -> None:
         at = registers[self.arch.pc]
         if not at:
             raise NotInjected("it is a thread of the kernel's own")
         if at not in self._around:
-            code = libc.read_memory(self.pid, at - 4, 8)
-            self._around = {at: (code[:4], code[4:])}
+            code = libc.Area(8)
+            libc.read_memory(self.pid, at - 4, code, 8)
+            self._around = {at: (bytes(code.memory[:4]), bytes(code.memory[4:]))}
         waits = self.arch.waits_in(registers, *self._around[at])
         if waits is None:
             raise _NotNow("it is in its own code or in another system call")
         if waits >= 0 and waits != vcpu_fd and libc.same_file(self.pid, waits, vcpu_fd) is not True:
             raise NotInjected(f"the thread runs another vCPU (descriptor {waits})")
 
-    def _allowed(self, tid: int, vcpu_fd: int, calls: Sequence[Call], places: Sequence[int]) -> list[bool]:
-        """Which of the calls the thread's seccomp filters allow. NotInjected where they cannot be read."""
+    def _allowed(self, tid: int, calls: Sequence[Arguments]) -> list[bool]:
+        """Which of the ioctls the thread's seccomp filters allow. NotInjected where they cannot be read."""
         arch = self.arch
         try:
             filters = seccomp.filters_of(tid)
@@ -362,30 +397,23 @@ class Injector:
         if not seccomp.allows(filters, arch.audit, arch.rt_sigreturn, self.code.sigreturn_end, ()):
             raise NotInjected("the VMM's seccomp filter does not allow a return from signal handlers")
         # a filter sees the address after the instruction (seccomp_data's instruction_pointer is KSTK_EIP)
-        return [
-            seccomp.allows(
-                filters, arch.audit, arch.ioctl, self.code.call_end,
-                (_descriptor(call, vcpu_fd), call.request, place if call.argument else 0),
-            )
-            for call, place in zip(calls, places)
-        ]  # fmt: skip
+        return [seccomp.allows(filters, arch.audit, arch.ioctl, self.code.call_end, each) for each in calls]
 
 
 def _descriptor(call: Call, vcpu_fd: int) -> int:
     return vcpu_fd if call.descriptor is None else call.descriptor
 
 
-def _writable(pid: int) -> list[tuple[int, int]]:
-    """The mappings of a process that may be written, as (first address, end)."""
+def _writable(pid: int) -> tuple[list[int], list[int]]:
+    """The mappings of a process that may be written, in order: (first addresses, ends)."""
     text = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
-    return [
-        (int(low, 16), int(high, 16)) for low, high in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) rw", text, re.MULTILINE)
-    ]
+    found = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) rw", text, re.MULTILINE)
+    return [int(low, 16) for low, _ in found], [int(high, 16) for _, high in found]
 
 
-def _floating(tid: int, arch: Arch) -> bytes:
-    """The thread's floating-point registers."""
+def _floating(tid: int, arch: Arch, frame: Frame) -> int:
+    """Read the thread's floating-point registers to where they are in the frame; how many bytes they are."""
     for kind in arch.floating:
         with suppress(OSError):
-            return libc.get_regset(tid, kind)
+            return libc.get_regset(tid, kind, frame.area, frame.floating)
     raise NotInjected("the floating-point registers cannot be read")

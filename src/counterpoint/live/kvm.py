@@ -42,13 +42,11 @@ class Call:
     target: int = 0
     descriptor: int | None = None
 
-    def argument_at(self, address: int) -> bytes:
-        """The argument for this ``address``."""
-        if self.pointer is None:
-            return self.argument
-        out = bytearray(self.argument)
-        struct.pack_into("<Q", out, self.pointer, address + self.target)
-        return bytes(out)
+    def put(self, memory: bytearray, place: int, address: int) -> None:
+        """Write the argument to ``memory`` at ``place``, which is ``address`` in the VMM."""
+        memory[place : place + len(self.argument)] = self.argument
+        if self.pointer is not None:
+            struct.pack_into("<Q", memory, place + self.pointer, address + self.target)
 
 
 def tsc_offset() -> Call:

@@ -65,47 +65,64 @@ def ptrace(request: int, tid: int, address: int = 0, data: int = 0) -> int:
     return result
 
 
-_register_buffer = (ctypes.c_char * 16384)()
-_register_vector = _Iovec(ctypes.addressof(_register_buffer), 0)
+class Area:
+    """Memory of this process that system calls fill and send. Made beforehand: a vCPU stands still while they run."""
+
+    def __init__(self, size: int) -> None:
+        """``size`` bytes of zero."""
+        self.memory = bytearray(size)
+        self._array = (ctypes.c_char * size).from_buffer(self.memory)
+        self._address = ctypes.addressof(self._array)
+        self._there = _Iovec()
+        self._here = _Iovec()
+        self._here_address = ctypes.addressof(self._here)
+
+    def address(self, start: int) -> int:
+        """Where the byte ``start`` lies in this process."""
+        return self._address + start
+
+    def vector(self, start: int, length: int) -> int:
+        """The address of an iovec of ``length`` bytes from ``start`` on; of this area there is one at a time."""
+        self._here.base, self._here.length = self._address + start, length
+        return self._here_address
+
+    def copy(self, how: Any, pid: int, address: int, length: int, start: int) -> None:  # noqa: ANN401
+        """process_vm_readv or process_vm_writev (``how``) of ``length`` bytes. OSError where it is not all of them."""
+        self.vector(start, length)
+        self._there.base, self._there.length = address, length
+        if how(pid, self._here, 1, self._there, 1, 0) != length:
+            raise _fail(f"memory of process {pid} at {address:#x}")
+
+    @property
+    def vector_length(self) -> int:
+        """Of how many bytes the iovec is after a system call."""
+        return int(self._here.length)
 
 
-def get_regset(tid: int, kind: int) -> bytes:
-    """PTRACE_GETREGSET: the register set ``kind`` (NT_*) of a stopped thread."""
-    # made once: a vCPU stands still while this runs
-    _register_vector.length = len(_register_buffer)
-    ptrace(PTRACE_GETREGSET, tid, kind, ctypes.addressof(_register_vector))
-    return ctypes.string_at(_register_buffer, _register_vector.length)
+def get_regset(tid: int, kind: int, area: Area, start: int = 0) -> int:
+    """PTRACE_GETREGSET: the register set ``kind`` (NT_*) of a stopped thread into ``area``; its length in bytes."""
+    ptrace(PTRACE_GETREGSET, tid, kind, area.vector(start, len(area.memory) - start))
+    return area.vector_length
 
 
-def set_regset(tid: int, kind: int, content: bytes) -> None:
+def set_regset(tid: int, kind: int, area: Area) -> None:
     """PTRACE_SETREGSET: all at once, so that a thread never runs with half of them."""
-    ctypes.memmove(_register_buffer, content, len(content))
-    _register_vector.length = len(content)
-    ptrace(PTRACE_SETREGSET, tid, kind, ctypes.addressof(_register_vector))
+    ptrace(PTRACE_SETREGSET, tid, kind, area.vector(0, len(area.memory)))
 
 
-def get_sigmask(tid: int) -> int:
-    """The signals that a stopped thread blocks, as the kernel's 64-bit set."""
-    buffer = ctypes.c_uint64()
-    ptrace(PTRACE_GETSIGMASK, tid, 8, ctypes.addressof(buffer))
-    return buffer.value
+def get_sigmask(tid: int, area: Area, start: int) -> None:
+    """The signals that a stopped thread blocks, as the kernel's 64-bit set, into ``area``."""
+    ptrace(PTRACE_GETSIGMASK, tid, 8, area.address(start))
 
 
-def read_memory(pid: int, address: int, length: int) -> bytes:
-    """``length`` bytes of another process's memory."""
-    buffer = ctypes.create_string_buffer(length)
-    here, there = _Iovec(ctypes.addressof(buffer), length), _Iovec(address, length)
-    if _libc.process_vm_readv(pid, here, 1, there, 1, 0) != length:
-        raise _fail(f"memory of process {pid} at {address:#x}")
-    return buffer.raw
+def read_memory(pid: int, address: int, area: Area, length: int, start: int = 0) -> None:
+    """``length`` bytes of another process's memory into ``area``."""
+    area.copy(_libc.process_vm_readv, pid, address, length, start)
 
 
-def write_memory(pid: int, address: int, content: bytes) -> None:
-    """Write to another process's memory, where that process itself may write."""
-    buffer = ctypes.create_string_buffer(content, len(content))
-    here, there = _Iovec(ctypes.addressof(buffer), len(content)), _Iovec(address, len(content))
-    if _libc.process_vm_writev(pid, here, 1, there, 1, 0) != len(content):
-        raise _fail(f"memory of process {pid} at {address:#x}")
+def write_memory(pid: int, address: int, area: Area, length: int) -> None:
+    """Write the first ``length`` bytes of ``area`` to another process's memory, where that itself may write."""
+    area.copy(_libc.process_vm_writev, pid, address, length, 0)
 
 
 SPLICE_MOVE, SPLICE_NONBLOCK = 1, 2

@@ -22,7 +22,7 @@ from counterpoint.live.libc import MACHINE
 from counterpoint.live.presets import EventSpec
 from counterpoint.live.spool import CpuSpool, Pump
 from counterpoint.live.stats import read_stats, total
-from counterpoint.live.tracedat import cmdlines_of, head_of, new_trace_id
+from counterpoint.live.tracedat import cmdlines_of, guest_option, head_of, new_trace_id
 from counterpoint.live.watchdog import watchdog
 
 HOST = "host"
@@ -117,6 +117,8 @@ class _Recorder:
         self.notes: list[str] = []
         self.look = machine.VmLook(vmm=request.vmm, probes=request.probes)
         self.guests: list[GuestFile | None] = []
+        self.pairings: list[tuple[int, bytes]] = []
+        """Of host.dat: its GUEST options."""
         self.snapshot: dict[str, Any] | None = None
         self.child: subprocess.Popen[bytes] | None = None
         self.pump: Pump | None = None
@@ -315,7 +317,8 @@ class _Recorder:
         request = self.request
         if request.condition is not None and self.snapshot is None:
             self.snapshot = {"on": request.condition.text, "happened": False}
-        path = folder.end(request.folder, HOST, self.parts, self.cmdlines, self.stats)
+        listed = [self._guest(guest, found) for guest, found in zip(request.guests, self.guests) if found is not None]
+        path = folder.end(request.folder, HOST, self.parts, self.cmdlines, self.stats, self.pairings)
         counts = total(self.stats)
         by_cpu = {cpu: total({cpu: text})["lost"] for cpu, text in self.stats.items()}
         machines = [
@@ -324,10 +327,8 @@ class _Recorder:
                 lost_by_cpu={cpu: count for cpu, count in by_cpu.items() if count},
             )
         ]  # fmt: skip
-        listed = []
         for guest, found in zip(request.guests, self.guests):
             if found is not None:
-                listed.append(self._guest(guest, found))
                 machines.append(
                     MachineSummary(
                         guest.name, found.path.name, found.clock, found.cpus, found.events, found.lost, found.bytes,
@@ -367,6 +368,9 @@ class _Recorder:
         threads = self.look.threads(vm, found.cpus)
         if threads:
             out["threads"] = threads
+            if found.trace_id is not None:
+                by_cpu = {int(cpu): tid for cpu, tid in threads.items()}
+                self.pairings.append(guest_option(guest.name, found.trace_id, by_cpu))
         out["claims"] = self.look.claims(vm)
         return out
 

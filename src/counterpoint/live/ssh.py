@@ -198,7 +198,7 @@ class SshGuest:
         clock = re.search(r"\[([^\]]+)\]", self._parts.clock)
         return GuestFile(
             path, clock[1] if clock else "local", self._parts.cpus, counts["events"] if counts else None,
-            counts["lost"] if counts else None, self._bytes, notes,
+            counts["lost"] if counts else None, self._bytes, notes, self._parts.trace_id,
         )  # fmt: skip
 
     def abandon(self) -> None:

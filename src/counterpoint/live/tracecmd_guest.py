@@ -103,7 +103,7 @@ class TraceCmdGuest:
         cpus = len(self._response.ports)
         lost = missed((self._part(cpu) for cpu in range(cpus)), self._response.page_size)
         path = parts_of.end(self._folder, self.name, self._parts, self._cmdlines, {})
-        return GuestFile(path, self._wanted.clock, cpus, None, lost, self._bytes, notes)
+        return GuestFile(path, self._wanted.clock, cpus, None, lost, self._bytes, notes, self._parts.trace_id)
 
     def abandon(self) -> None:
         """As the protocol has it: an agent whose client is gone ends its recording."""

@@ -207,6 +207,12 @@ def _text(text: str) -> bytes:
     return text.encode() + b"\0"
 
 
+def guest_option(name: str, trace_id: int, threads: Mapping[int, int]) -> tuple[int, bytes]:
+    """GUEST, in the host's file: which of its threads (by guest CPU, 0 to n - 1) run the guest of that TRACEID."""
+    pairs = b"".join(pack("II", cpu, tid) for cpu, tid in sorted(threads.items()))
+    return int(Option.GUEST), _text(name) + pack("QI", trace_id, len(threads)) + pairs
+
+
 def new_trace_id() -> int:
     """A number that no other recording has."""
     return int.from_bytes(os.urandom(8), "little") or 1
