@@ -37,7 +37,10 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
             except FileExistsError:
                 raise UsageError(f"{path}: the file exists") from None
             temporary.unlink()
-    except BaseException:
+    except BaseException as err:
+        if isinstance(err, OSError) and err.filename is None:
+            # a full disk: say of which file
+            err.filename = str(path)
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
