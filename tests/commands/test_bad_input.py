@@ -378,14 +378,14 @@ class TestUsage:
         assert answer.status in (0, 1)
         assert answer.json["guests"][0]["vcpus"]
 
-    @pytest.mark.parametrize("name", ["x", "x.dat", "x.foo", "x.pftrace.gz"])
+    @pytest.mark.parametrize("name", ["x", "x.data", "x.foo", "x.pftrace.gz"])
     def test_unknown_ending(self, run, pair, tmp_path, name):
         said = run("sync", *pair, "-o", tmp_path / name).check_refusal()
 
-        assert "the ending must be one of .pftrace .txt .json" in said
+        assert "the ending must be one of .pftrace .dat .txt .json" in said
         assert not (tmp_path / name).exists()
 
-    @pytest.mark.parametrize("ending", [".pftrace", ".txt", ".json"])
+    @pytest.mark.parametrize("ending", [".pftrace", ".dat", ".txt", ".json"])
     def test_output_exists(self, run, pair, tmp_path, ending):
         path = tmp_path / f"x{ending}"
         path.write_text("precious")
@@ -701,7 +701,8 @@ class TestHostile:
         path = tmp_path / "t.dat"
         path.write_bytes(data)
 
-        answer = run("sync", "--json", host.write(tmp_path / "host.dat"), path)
+        files = host.write(tmp_path / "host.dat"), path
+        answer = run("sync", "--json", *files, "-o", tmp_path / "o.dat", "--attach", tmp_path / "copies")
 
         assert answer.status in (0, 1) or answer.check_refusal()
 

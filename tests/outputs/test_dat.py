@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from counterpoint.simulate import World, WorldOptions
 from counterpoint.timeline.merge import Machine, Timeline
 from counterpoint.timeline.sync import sync
 from counterpoint.traces.recording import Recording
+from counterpoint.traces.write import TraceFile as TraceFileOut
 from outputs.dat_files import check_same_events, check_same_texts, check_trace_cmd, report
 from writers.events import Event, FieldSpec
 from writers.tracedat import Buffer, TraceFile
@@ -168,3 +171,15 @@ def test_the_command_writes_it(tmp_path, capsys):
 
     assert Recording.open(path).version == 6
     assert "version 6 of trace.dat has no compression" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_nothing_and_says_of_which_file(timeline, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(TraceFileOut, "write", full)
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_dat(timeline, tmp_path / "out.dat", overwrite=False)
+    assert caught.value.filename == str(tmp_path / "out.dat")
+    assert not list(tmp_path.iterdir())
