@@ -3,8 +3,7 @@
 What trace-cmd makes of the option is timestamp_host_sync() and timestamp_correction_calc() in
 lib/trace-cmd/trace-input.c. Without interpolation an event is shifted by the last sample at or before it; of two
 samples by the first, and past the last of more than two by the last but one: hence one more sample behind all events. A
-ratio is not applied as KVM does it: offsets alone are of use. Tables are found by the place of a CPU among those that
-have data, which need not be its number.
+ratio is not applied as KVM does it: offsets alone are of use.
 """
 
 from __future__ import annotations
@@ -30,28 +29,15 @@ def time_shift_of(machine: Machine, peer: int) -> TimeShift | str:
     cpu = np.array([s.cpu for s in recording.streams] or [0], np.int64)[recording.stream_of]
     if not len(cpu):
         return "it holds no events"
-    common = None
-    if any(_place(machine, index) != s.cpu for index, s in enumerate(recording.streams) if s.last > s.first):
-        if (offset != offset[0]).any():
-            return "its offsets differ, and trace-cmd numbers its CPUs otherwise, since some have no data"
-        common = np.arange(len(cpu))
     tables: dict[int, tuple[TimeSample, ...]] = {}
-    for number in range(int(cpu.max()) + 1):
-        rows = common if common is not None else np.flatnonzero(cpu == number)
-        if len(rows):
-            samples = _samples(recording.stamp, offset, rows)
-            if isinstance(samples, str):
-                return f"CPU {number}: {samples}"
-            tables[number] = samples
+    for number in sorted({s.cpu for s in recording.streams if s.last > s.first}):
+        samples = _samples(recording.stamp, offset, np.flatnonzero(cpu == number))
+        if isinstance(samples, str):
+            return f"CPU {number}: {samples}"
+        tables[number] = samples
     # a table without samples is more than trace-cmd can bear
     any_table = next(iter(tables.values()))
     return TimeShift(peer, 0, tuple(tables.get(n, any_table[:1]) for n in range(max(tables) + 1)), has_frac=True)
-
-
-def _place(machine: Machine, stream: int) -> int:
-    """The place of a stream's CPU among those of its buffer in the file."""
-    streams = machine.recording.streams
-    return sum(s.buffer == streams[stream].buffer for s in streams[:stream])
 
 
 def _samples(stamp: U64, offset: U64, rows: I64) -> tuple[TimeSample, ...] | str:
