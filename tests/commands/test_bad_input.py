@@ -382,7 +382,7 @@ class TestUsage:
     def test_unknown_ending(self, run, pair, tmp_path, name):
         said = run("sync", *pair, "-o", tmp_path / name).check_refusal()
 
-        assert "the ending must be one of .pftrace .dat .txt .json" in said
+        assert "the ending must be one of .pftrace .dat .parquet .txt .json" in said
         assert not (tmp_path / name).exists()
 
     @pytest.mark.parametrize("ending", [".pftrace", ".dat", ".txt", ".json"])

@@ -170,6 +170,12 @@ def test_every_view_is_there(views):
     assert {name for (name,) in rows(views, "SHOW TABLES")} == set(VIEWS)
 
 
+def test_a_forgotten_query_is_told_from_a_file(files, capsys):
+    assert main(["sql", *map(str, files)]) == 2
+
+    assert capsys.readouterr().err.endswith("guest.dat is a file: the query is the last argument, in quotes\n")
+
+
 def test_without_duckdb_the_extra_is_named(files, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "duckdb", None)
 

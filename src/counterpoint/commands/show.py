@@ -6,8 +6,10 @@ import argparse
 import itertools
 import json
 import re
+import string
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from counterpoint.commands.common import (
     LateWarnings,
@@ -21,6 +23,7 @@ from counterpoint.commands.common import (
     warn_all,
 )
 from counterpoint.errors import UsageError
+from counterpoint.outputs.printable import printable
 
 if TYPE_CHECKING:
     from counterpoint.timeline.merge import Timeline
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 BLOCK = 4096
 AROUND = 10
+
+KEYS = ("machine", "host_stamp", "since", "stamp", "cpu", "task", "tid", "event", "text")
+"""What a line's form may name; ``since`` is the host stamp less that of --relative."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n"
         "  counterpoint show host.dat guest.dat --event 'kvm:*' --cpu guest:0 --last 20\n"
-        "  counterpoint show host.dat guest.dat --around 310782733393\n\n"
+        "  counterpoint show host.dat guest.dat --around 310782733393 --relative\n"
+        "  counterpoint show host.dat guest.dat --format '{since} {machine} {event} {text}'\n\n"
         "exit status: as for sync"
     )
     add_recordings(parser, guests="*")
@@ -63,15 +70,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--last", type=int, metavar="N", help="only the last N of them")
     group.add_argument("--raw", action="store_true", help="list the fields instead of the print formats' text")
-    group.add_argument("--json", action="store_true", help="one JSON object a line for each event")
+    group.add_argument(
+        "--relative", action="store_true",
+        help="host times since the first event shown (with --around: since that time)",
+    )  # fmt: skip
+    group.add_argument("--fields", action="store_true", help="the events' own fields too (with --json)")
+    form = group.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object a line for each event")
+    form.add_argument(
+        "--format", metavar="TEXT",
+        help=f"a line of this form for each event, with {' '.join(f'{{{n}}}' for n in KEYS)}",
+    )  # fmt: skip
     add_claims(parser)
     add_hosts(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from counterpoint.clocks.counter import to_signed
     from counterpoint.outputs.text import TimelineText
     from counterpoint.timeline.select import Selection, around, select
 
+    if args.fields and not args.json:
+        raise UsageError("--fields goes with --json (--raw lists the fields in lines of text)")
+    form = None if args.format is None else _form(args.format)
     timeline, result = _timeline(args)
     late = LateWarnings(m.recording for m in timeline.machines)
     wanted = Selection(
@@ -88,8 +109,20 @@ def run(args: argparse.Namespace) -> int:
         positions = around(timeline, positions, middle, max(args.context, 0))
     if args.last is not None:
         positions = positions[max(0, len(positions) - args.last) :] if args.last > 0 else positions[:0]
-    text = TimelineText(timeline, raw=args.raw)
-    lines = map(json.dumps, text.records(positions)) if args.json else text.lines(positions)
+    origin = None
+    if args.relative and len(positions):
+        origin = int(timeline.host_ticks[positions[0]]) if middle is None else middle
+    text = TimelineText(timeline, raw=args.raw, origin=origin)
+    lines: Iterator[str]
+    if args.json or form is not None:
+        start = origin if origin is not None or not len(positions) else int(timeline.host_ticks[positions[0]])
+        records = (
+            one | {"since": to_signed(one["host_stamp"] - (start or 0))} if args.relative or form else one
+            for one in text.records(positions, fields=args.fields)
+        )
+        lines = map(json.dumps, records) if form is None else (form(one) for one in records)
+    else:
+        lines = text.lines(positions)
     while block := list(itertools.islice(lines, BLOCK)):
         sys.stdout.write("\n".join(block) + "\n")
     sys.stdout.flush()
@@ -122,6 +155,21 @@ def _timeline(args: argparse.Namespace) -> tuple[Timeline, SyncResult | None]:
     all_of_it = np.ones(len(recording), np.bool_)
     alone = Machine(recording.name, recording, None, recording.stamp, all_of_it, all_of_it)
     return Timeline([alone], rate_of(recording)), None
+
+
+def _form(text: str) -> Callable[[dict[str, Any]], str]:
+    """What makes a line of an event, by a form with names in braces; UsageError where it has others."""
+    try:
+        parts = [(before, name) for before, name, spec, how in string.Formatter().parse(text) if not spec and not how]
+        whole = sum(1 for _ in string.Formatter().parse(text)) == len(parts)
+    except ValueError:
+        whole = False
+    if not whole or any(name is not None and name not in KEYS for _, name in parts):
+        known = " ".join(f"{{{name}}}" for name in KEYS)
+        raise UsageError(f"--format {text}: only {known} may stand in braces; {{{{ and }}}} are braces themselves")
+    return lambda event: "".join(
+        before + ("" if name is None else printable(str(event[name]))) for before, name in parts
+    )
 
 
 def _cpu(text: str) -> tuple[str | None, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.outputs.sql import database, duckdb, shown, text_of
 
     duckdb()
+    if os.path.exists(args.query):  # noqa: PTH110 (a query may be longer than a name can be)
+        raise UsageError(f"{args.query} is a file: the query is the last argument, in quotes")
     result = run_sync(args)
     warn_all(result)
     with database(result) as views:

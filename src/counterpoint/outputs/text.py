@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from counterpoint.clocks.counter import I64
+from counterpoint.clocks.counter import I64, relative
 from counterpoint.outputs.files import replacing
 from counterpoint.timeline.merge import Loss, Timeline
+from counterpoint.traces.formats import named_fields
 from counterpoint.traces.printing import CURRENT, Dialect, PrintFormat, Symbols, compile_fields, compile_print
 from counterpoint.traces.recording import Recording
 
@@ -63,9 +64,19 @@ class TimelineText:
     """Renders a timeline's events, block by block."""
 
     def __init__(
-        self, timeline: Timeline, *, raw: bool = False, names: bool | None = None, dialect: Dialect = CURRENT
+        self,
+        timeline: Timeline,
+        *,
+        raw: bool = False,
+        names: bool | None = None,
+        dialect: Dialect = CURRENT,
+        origin: int | None = None,
     ) -> None:
-        """``names``: put the machine's name before each line (None: where there are several machines)."""
+        """``names``: put the machine's name before each line (None: where there are several machines).
+
+        ``origin``: a host stamp from which the lines count theirs, with a sign (None: they show the clock's values).
+        """
+        self._origin = origin
         self.timeline = timeline
         self._texts = [EventText(m.recording, raw=raw, dialect=dialect) for m in timeline.machines]
         several = len(timeline.machines) > 1 if names is None else names
@@ -100,15 +111,19 @@ class TimelineText:
             else:
                 yield from texts
 
-    def records(self, positions: I64) -> Iterator[dict[str, Any]]:
-        """The events at ``positions`` as dicts, for JSON lines; ``stamp`` is the machine's own."""
+    def records(self, positions: I64, *, fields: bool = False) -> Iterator[dict[str, Any]]:
+        """The events at ``positions`` as dicts, for JSON lines; ``stamp`` is the machine's own.
+
+        ``fields``: with the event's own fields as a dict.
+        """
         timeline = self.timeline
         for begin in range(0, len(positions), BLOCK):
             block = positions[begin : begin + BLOCK]
             machine, row = timeline.machine[block], timeline.row[block]
             info = self._info(machine, row)
-            for index, at, host, text in zip(
-                machine.tolist(), row.tolist(), timeline.host_ticks[block].tolist(), info, strict=True
+            own = self._fields(machine, row) if fields else [{}] * len(block)
+            for index, at, host, text, values in zip(
+                machine.tolist(), row.tolist(), timeline.host_ticks[block].tolist(), info, own, strict=True
             ):
                 recording = timeline.machines[index].recording
                 event = recording.formats.get(int(recording.event_id[at]))
@@ -122,7 +137,24 @@ class TimelineText:
                     "tid": pid,
                     "event": f"{event.system}:{event.name}" if event else str(int(recording.event_id[at])),
                     "text": text.strip(),
+                    **({"fields": values} if fields else {}),
                 }
+
+    def _fields(self, machine: npt.NDArray[np.uint16], row: I64) -> list[dict[str, Any]]:
+        """The fields of events by name."""
+        out: list[dict[str, Any]] = [{} for _ in row]
+        for index in np.unique(machine).tolist():
+            mine = np.flatnonzero(machine == index)
+            recording = self.timeline.machines[index].recording
+            ids = recording.event_id[row[mine]]
+            for event_id in np.unique(ids).tolist():
+                chosen = mine[ids == event_id]
+                event = recording.formats.get(event_id)
+                batch = recording.batch(event, row[chosen]) if event else None
+                for name, field in named_fields(event) if event else ():
+                    for place, value in zip(chosen.tolist(), batch.values(field) if batch else (), strict=True):
+                        out[place][name] = value
+        return out
 
     def _info(self, machine: npt.NDArray[np.uint16], row: I64) -> list[str]:
         """The texts of events behind their names."""
@@ -177,10 +209,18 @@ class TimelineText:
 
     def _stamps(self, positions: I64) -> Iterable[str]:
         ticks = self.timeline.host_ticks[positions]
+        if self._origin is not None:
+            return [self._since(t) for t in relative(ticks, self._origin).tolist()]
         if self._counter:
             return [f"{t:12d}" for t in ticks.tolist()]
         seconds, ns = np.divmod(ticks, np.uint64(1_000_000_000))
         return [f"{s:6d}.{n:09d}" for s, n in zip(seconds.tolist(), ns.tolist(), strict=True)]
+
+    def _since(self, passed: int) -> str:
+        sign, passed = "-" if passed < 0 else "+", abs(passed)
+        if self._counter:
+            return f"{f'{sign}{passed}':>12}"
+        return f"{f'{sign}{passed // 1_000_000_000}':>6}.{passed % 1_000_000_000:09d}"
 
 
 def _clean(text: str) -> str:

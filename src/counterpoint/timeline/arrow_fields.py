@@ -16,7 +16,7 @@ import numpy.typing as npt
 from counterpoint.clocks.counter import I64
 from counterpoint.errors import UsageError
 from counterpoint.traces.columns import EventBatch, element_size
-from counterpoint.traces.formats import EventFormat, Field
+from counterpoint.traces.formats import EventFormat, Field, named_fields
 from counterpoint.traces.recording import Recording
 
 MAX_COLUMNS = 4096
@@ -92,7 +92,7 @@ class FieldColumns:
         for machine, recording in enumerate(self.recordings):
             for event_id in recording.counts_by_id():
                 event = recording.formats.get(event_id)
-                for name, one in _named(event) if event else ():
+                for name, one in named_fields(event) if event else ():
                     group = kinds.setdefault(name, {}).setdefault(_group(one), [])
                     group.append(((machine, event_id), one))
         self.columns: list[_Column] = []
@@ -146,20 +146,6 @@ class FieldColumns:
                 self._nulls.clear()
             self._nulls[number, count] = arrow().nulls(count, self._types[number])
         return self._nulls[number, count]
-
-
-def _named(event: EventFormat) -> Iterable[tuple[str, Field]]:
-    """The event's own fields with names; a second one of a name, and one without, by its byte."""
-    declared = {one.name for one in event.fields}
-    used: set[str] = set()
-    for one in event.fields:
-        name = one.name
-        if not name or name in used:
-            name = f"{one.name}_at_{one.offset}"
-            while name in declared or name in used:
-                name += "_"
-        used.add(name)
-        yield name, one
 
 
 def _kind(one: Field) -> Kind:

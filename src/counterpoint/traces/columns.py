@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +92,15 @@ class EventBatch:
         at = np.arange(ends[-1]) + np.repeat(begin - ends[:-1], size)
         return self._data[at], ends
 
+    def values(self, field: Field) -> list[Any]:
+        """A field's values as JSON has them: integers, texts up to the first NUL, lists; bytes as hexadecimal text."""
+        if field.kind == "int" and not field.dynamic:
+            numbers: list[int] = self.integers(field).tolist()
+            return numbers
+        if field.kind == "string":
+            return [_until_nul(raw) for raw in self._raw(field)]
+        return self._elements(field) if field.kind == "array" else [raw.hex() for raw in self._raw(field)]
+
     def ints(self, name: str) -> list[int]:
         """A scalar integer field, signed as declared."""
         values: list[int] = self.ints_array(name).tolist()
@@ -114,7 +124,10 @@ class EventBatch:
 
     def raw(self, name: str) -> list[bytes]:
         """The bytes of a field, in the recorded byte order; of a dynamic field, what its locator points to."""
-        begin, size = self._spans(self._field(name))
+        return self._raw(self._field(name))
+
+    def _raw(self, field: Field) -> list[bytes]:
+        begin, size = self._spans(field)
         data = self._bytes
         return [data[b : b + n].tobytes() for b, n in zip(begin.tolist(), size.tolist(), strict=True)]
 
@@ -125,13 +138,19 @@ class EventBatch:
         for raw in self.raw(name):
             text = memo.get(raw)
             if text is None:
-                text = memo[raw] = raw.split(b"\0", 1)[0].decode("utf-8", "replace")
+                text = memo[raw] = _until_nul(raw)
             out.append(text)
         return out
 
     def array(self, name: str) -> list[list[int]]:
         """The elements of an array field; bytes where the element's size is not known."""
-        field = self._field(name)
+        return self._elements(self._field(name))
+
+    def _elements(self, field: Field) -> list[list[int]]:
         size = element_size(field)
         code = f"{'>' if self._big_endian else '<'}{'i' if field.signed else 'u'}{size}"
-        return [np.frombuffer(raw[: len(raw) // size * size], code).tolist() for raw in self.raw(name)]
+        return [np.frombuffer(raw[: len(raw) // size * size], code).tolist() for raw in self._raw(field)]
+
+
+def _until_nul(raw: bytes) -> str:
+    return raw.split(b"\0", 1)[0].decode("utf-8", "replace")

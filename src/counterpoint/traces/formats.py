@@ -167,6 +167,20 @@ def parse_format(text: str, system: str, long_size: int) -> EventFormat | None:
     return EventFormat(event_id, system, name, tuple(common), tuple(own), print_fmt)
 
 
+def named_fields(event: EventFormat) -> Iterator[tuple[str, Field]]:
+    """The event's own fields with names that differ: a second one of a name, and one without, is named by its byte."""
+    declared = {one.name for one in event.fields}
+    used: set[str] = set()
+    for one in event.fields:
+        name = one.name
+        if not name or name in used:
+            name = f"{one.name}_at_{one.offset}"
+            while name in declared or name in used:
+                name += "_"
+        used.add(name)
+        yield name, one
+
+
 class FormatTable(Mapping[int, EventFormat]):
     """The event formats of a file by event id. Each is read when it is asked for."""
 
