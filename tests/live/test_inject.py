@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from counterpoint.live import inject, kvm, libc, vms
+from counterpoint.live import inject, kvm, libc, seccomp, vms
 from counterpoint.live.inject import NOT_ALLOWED, Injector, NotInjected
 from helpers import need
 from live.conftest import FULL
@@ -257,6 +257,24 @@ def test_a_call_that_the_vmms_seccomp_filter_forbids_is_not_made(run_vmm):
     offset, msr = ask(Injector(vmm.pid), vcpu, [kvm.tsc_offset(), kvm.tsc_msr()]).answers
 
     assert (offset.result, msr.result) == (NOT_ALLOWED, 1)
+    sound(vmm)
+
+
+def test_seccomp_filters_are_run_once_and_while_the_thread_runs(run_vmm, monkeypatch):
+    vmm = run_vmm("exits", 1, "--allow", hex(kvm.KVM_GET_MSRS), "--allow", hex(kvm.KVM_GET_DEVICE_ATTR))
+    (vcpu,) = vcpus_of(vmm.pid)
+    injector, ran, allows = Injector(vmm.pid), [], seccomp.allows
+
+    def run(*arguments):
+        ran.append(tracer_of(vmm.pid, vcpu.tid))
+        return allows(*arguments)
+
+    monkeypatch.setattr(seccomp, "allows", run)
+    found = [ask(injector, vcpu, [kvm.tsc_offset(), kvm.tsc_msr()]) for _ in range(5)]
+
+    assert all([answer.result for answer in each.answers] == [0, 1] for each in found)
+    # a return from handlers and two ioctls, once for each place that the thread's stack was at
+    assert set(ran) == {"0"} and len(ran) < 15
     sound(vmm)
 
 
