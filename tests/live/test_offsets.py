@@ -120,7 +120,7 @@ def test_a_write_that_kvm_logs_is_shown_and_held_against_the_rest(run_vmm, trace
         (vm,) = now["vms"]
         offset = vm["vcpus"][1]["readings"][0]["offset"][0]
         vmm.say(f"write 1 {10**12}")
-        out, err = watch.communicate(timeout=20)
+        out, err = watch.communicate(timeout=90)
     assert watch.returncode == 0, err
     changes = [json.loads(line) for line in out.splitlines()]
     write = next(c for c in changes if c["change"] == "write")
@@ -165,7 +165,7 @@ def test_a_watch_that_is_ended_leaves_nothing(tracefs_root, debugfs_root, how):
     with watching() as watch:
         assert len(ours(tracefs_root)) >= 1
         watch.send_signal(how)
-        watch.communicate(timeout=20)
+        watch.communicate(timeout=90)
 
     assert watch.returncode == (0 if how == signal.SIGINT else 128 + how)
     assert ours(tracefs_root) == []

@@ -132,7 +132,7 @@ class Vmm:
     def stop(self) -> None:
         for index in range(len(self.vcpus)):
             struct.pack_into("Q", self.report, index * STRIDE, 1)
-        end = time.monotonic() + 5
+        end = time.monotonic() + 30
         for thread in self.threads:
             while thread.is_alive() and time.monotonic() < end:
                 # a vCPU that halts leaves KVM_RUN for a signal only

@@ -31,6 +31,7 @@ from counterpoint.errors import UsageError
 from counterpoint.live import counter, libc, seccomp
 from counterpoint.live.arch import ARCHES, NT_PRSTATUS, Arch, Arguments, Frame, Registers
 from counterpoint.live.kvm import Call
+from counterpoint.live.tracefs import started
 
 TRIES = 200
 """How often a thread is stopped until it is where a call can be made."""
@@ -177,11 +178,15 @@ def _undisturbed() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Known:
-    """What was looked up while the thread still ran: mappings that may be written, and if it has seccomp filters."""
+    """What was looked up while the thread still ran.
+
+    Mappings that may be written, whether it has seccomp filters, when it was started.
+    """
 
     lows: list[int]
     highs: list[int]
     filtered: bool
+    started: int | None
 
     def writable(self, low: int, high: int) -> bool:
         """Whether one mapping that may be written has both addresses."""
@@ -294,6 +299,8 @@ class Injector:
         # what is looked up once is looked up while the thread still runs
         counter.reader()
         self._around: dict[int, tuple[bytes, bytes]] = {}
+        self._verdicts: dict[tuple[int, int | None], seccomp.Verdicts] = {}
+        """By thread and when it was started."""
 
     def call(self, tid: int, vcpu_fd: int, calls: Sequence[Call], tries: int = TRIES) -> Injection:
         """Make ``calls`` in the thread ``tid``, which runs the vCPU of ``vcpu_fd``. NotInjected says why not."""
@@ -304,7 +311,9 @@ class Injector:
             why = refusal(status)
             if why:
                 raise NotInjected(why)
-            known = _Known(*_writable(self.pid), status.get("Seccomp", "0") != "0")
+            known = _Known(*_writable(self.pid), status.get("Seccomp", "0") != "0", started(tid))
+            if (verdicts := self._verdicts.get((tid, known.started))) is not None:
+                verdicts.judge(self.arch.audit)
             thread = _Thread(tid)
             with _undisturbed():
                 try:
@@ -336,7 +345,7 @@ class Injector:
         if not known.writable(stack - _SPARE, registers[arch.sp]):
             raise NotInjected("the thread's stack has no room")
         arguments = plan.arguments(stack)
-        allowed = self._allowed(tid, arguments) if known.filtered else [True] * len(arguments)
+        allowed = self._allowed(tid, known, arguments) if known.filtered else [True] * len(arguments)
         resumed = arch.resumed(registers)
         libc.get_sigmask(tid, frame.area, frame.mask)
         frame.finish(resumed, stack)
@@ -387,17 +396,24 @@ class Injector:
         if waits >= 0 and waits != vcpu_fd and libc.same_file(self.pid, waits, vcpu_fd) is not True:
             raise NotInjected(f"the thread runs another vCPU (descriptor {waits})")
 
-    def _allowed(self, tid: int, calls: Sequence[Arguments]) -> list[bool]:
-        """Which of the ioctls the thread's seccomp filters allow. NotInjected where they cannot be read."""
-        arch = self.arch
+    def _allowed(self, tid: int, known: _Known, calls: Sequence[Arguments]) -> list[bool]:
+        """Which of the ioctls the thread's seccomp filters allow. _NotNow where they have to be looked at first."""
+        arch, key = self.arch, (tid, known.started)
+        # a filter sees the address after the instruction (seccomp_data's instruction_pointer is KSTK_EIP)
+        wanted: list[seccomp.SystemCall] = [(arch.rt_sigreturn, self.code.sigreturn_end, ())]
+        wanted += [(arch.ioctl, self.code.call_end, each) for each in calls]
         try:
-            filters = seccomp.filters_of(tid)
+            verdicts = self._verdicts.get(key)
+            if verdicts is None or not verdicts.hold(tid):
+                verdicts = self._verdicts[key] = seccomp.Verdicts(tid)
         except OSError as err:
             raise NotInjected(f"the thread's seccomp filters cannot be read ({err.strerror})") from None
-        if not seccomp.allows(filters, arch.audit, arch.rt_sigreturn, self.code.sigreturn_end, ()):
+        said = verdicts.ask(wanted)
+        if said is None:
+            raise _NotNow("its seccomp filters change")
+        if not said[0]:
             raise NotInjected("the VMM's seccomp filter does not allow a return from signal handlers")
-        # a filter sees the address after the instruction (seccomp_data's instruction_pointer is KSTK_EIP)
-        return [seccomp.allows(filters, arch.audit, arch.ioctl, self.code.call_end, each) for each in calls]
+        return said[1:]
 
 
 def _descriptor(call: Call, vcpu_fd: int) -> int:

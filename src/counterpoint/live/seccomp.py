@@ -37,19 +37,52 @@ _JUMP: dict[int, Callable[[int, int], int]] = {
 }
 
 
+SystemCall = tuple[int, int, tuple[int, ...]]
+"""Its number, the address after its instruction, its arguments."""
+
+
 def filters_of(tid: int) -> list[Filter]:
     """The filters of a stopped, seized thread. OSError where the kernel does not show them."""
     out: list[Filter] = []
-    while True:
-        buffer = ctypes.create_string_buffer(_LIMIT * 8)
-        try:
-            # (since Linux 4.4: f8e529ed941b "seccomp, ptrace: add support for dumping seccomp filters")
-            count = libc.ptrace(libc.PTRACE_SECCOMP_GET_FILTER, tid, len(out), ctypes.addressof(buffer))
-        except OSError as err:
-            if err.errno == errno.ENOENT:
-                return out
-            raise
-        out.append(list(struct.iter_unpack("<HBBI", buffer.raw[: count * 8])))
+    while (found := _filter_of(tid, len(out))) is not None:
+        out.append(found)
+    return out
+
+
+def _filter_of(tid: int, index: int) -> Filter | None:
+    buffer = ctypes.create_string_buffer(_LIMIT * 8)
+    try:
+        # (since Linux 4.4: f8e529ed941b "seccomp, ptrace: add support for dumping seccomp filters")
+        count = libc.ptrace(libc.PTRACE_SECCOMP_GET_FILTER, tid, index, ctypes.addressof(buffer))
+    except OSError as err:
+        if err.errno == errno.ENOENT:
+            return None
+        raise
+    return list(struct.iter_unpack("<HBBI", buffer.raw[: count * 8]))
+
+
+class Verdicts:
+    """What a thread's filters say: they are read while it stands, and run, which takes longer, while it does not."""
+
+    def __init__(self, tid: int) -> None:
+        """Read them. OSError where the kernel does not show them."""
+        self._filters = filters_of(tid)
+        self._said: dict[SystemCall, bool] = {}
+        self._asked: list[SystemCall] = []
+
+    def hold(self, tid: int) -> bool:
+        """Whether the stopped thread has no more filters than these: one is never taken away or changed."""
+        return _filter_of(tid, len(self._filters)) is None
+
+    def ask(self, calls: Sequence[SystemCall]) -> list[bool] | None:
+        """Whether each is allowed; None where that is known only after ``judge``."""
+        self._asked = [call for call in calls if call not in self._said]
+        return None if self._asked else [self._said[call] for call in calls]
+
+    def judge(self, audit: int) -> None:
+        """Run the filters on what was asked last."""
+        for call in self._asked:
+            self._said[call] = allows(self._filters, audit, *call)
 
 
 def allows(filters: Sequence[Filter], audit: int, number: int, address: int, arguments: Sequence[int]) -> bool:
