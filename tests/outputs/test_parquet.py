@@ -11,10 +11,13 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from counterpoint.commands.main import main
 from counterpoint.errors import UsageError
+from counterpoint.outputs.parquet import write_parquet
 from counterpoint.outputs.report import sync_report, width_ns
 from counterpoint.outputs.text import TimelineText
 from counterpoint.timeline import arrow
@@ -26,11 +29,6 @@ from writers.events import Event, FieldSpec
 from writers.nested_world import nested_world
 from writers.ringbuffer import UNKNOWN
 from writers.tracedat import Buffer, TraceFile
-
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
-
-from counterpoint.outputs.parquet import write_parquet  # noqa: E402
 
 DATA = Path(__file__).parent.parent / "data"
 

@@ -13,12 +13,8 @@ import pytest
 
 from counterpoint.commands.main import main
 from counterpoint.errors import UsageError
-from counterpoint.timeline.sync import sync
-
-pytest.importorskip("duckdb")
-pytest.importorskip("pyarrow")
-
 from counterpoint.outputs.sql import VIEWS, database
+from counterpoint.timeline.sync import sync
 
 DATA = Path(__file__).parent.parent / "data" / "x86-agent"
 
