@@ -102,3 +102,44 @@ def test_the_kernel_agrees_about_a_filter_that_it_runs():
     assert len(said) == len(arguments)
     for (which, who), refused in zip(arguments, said, strict=True):
         assert seccomp.allows([program], X86, 140, 0, (which, who)) is not bool(refused)
+
+
+def test_a_filter_more_is_seen():
+    need(os.geteuid() == 0, "root is needed")
+    ours, theirs = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.close(ours[1])
+            own = ctypes.CDLL(None, use_errno=True)
+            own.prctl(38, 1, 0, 0, 0)
+            code = ctypes.create_string_buffer(struct.pack("HBBI", RET, 0, 0, ALLOW))
+            while True:
+                wanted = ctypes.create_string_buffer(struct.pack("H6xQ", 1, ctypes.addressof(code)))
+                assert own.prctl(22, 2, wanted, 0, 0) == 0
+                os.write(theirs[1], b"x")
+                if not os.read(ours[0], 1):
+                    break
+        finally:
+            os._exit(0)
+    os.close(ours[0])
+
+    def stopped(look):
+        os.read(theirs[0], 1)
+        libc.ptrace(libc.PTRACE_SEIZE, pid)
+        libc.ptrace(libc.PTRACE_INTERRUPT, pid)
+        os.waitpid(pid, libc.WALL)
+        found = look()
+        libc.ptrace(libc.PTRACE_DETACH, pid)
+        os.write(ours[1], b"x")
+        return found
+
+    verdicts, held = stopped(lambda: ((first := seccomp.Verdicts(pid)), first.hold(pid)))
+    assert held
+    # asked, then known: the filters run in between
+    assert verdicts.ask([(16, 0x1000, (1,))]) is None
+    verdicts.judge(X86)
+    assert verdicts.ask([(16, 0x1000, (1,))]) == [True]
+    assert not stopped(lambda: verdicts.hold(pid))
+    os.close(ours[1])
+    os.waitpid(pid, 0)

@@ -44,21 +44,21 @@ SystemCall = tuple[int, int, tuple[int, ...]]
 def filters_of(tid: int) -> list[Filter]:
     """The filters of a stopped, seized thread. OSError where the kernel does not show them."""
     out: list[Filter] = []
-    while (found := _filter_of(tid, len(out))) is not None:
-        out.append(found)
+    buffer = ctypes.create_string_buffer(_LIMIT * 8)
+    while count := _get_filter(tid, len(out), ctypes.addressof(buffer)):
+        out.append(list(struct.iter_unpack("<HBBI", buffer.raw[: count * 8])))
     return out
 
 
-def _filter_of(tid: int, index: int) -> Filter | None:
-    buffer = ctypes.create_string_buffer(_LIMIT * 8)
+def _get_filter(tid: int, index: int, address: int) -> int:
+    """How many instructions it has, of 8 bytes; they are copied to ``address`` unless that is 0. 0: there is none."""
     try:
         # (since Linux 4.4: f8e529ed941b "seccomp, ptrace: add support for dumping seccomp filters")
-        count = libc.ptrace(libc.PTRACE_SECCOMP_GET_FILTER, tid, index, ctypes.addressof(buffer))
+        return libc.ptrace(libc.PTRACE_SECCOMP_GET_FILTER, tid, index, address)
     except OSError as err:
         if err.errno == errno.ENOENT:
-            return None
+            return 0
         raise
-    return list(struct.iter_unpack("<HBBI", buffer.raw[: count * 8]))
 
 
 class Verdicts:
@@ -72,7 +72,7 @@ class Verdicts:
 
     def hold(self, tid: int) -> bool:
         """Whether the stopped thread has no more filters than these: one is never taken away or changed."""
-        return _filter_of(tid, len(self._filters)) is None
+        return not _get_filter(tid, len(self._filters), 0)
 
     def ask(self, calls: Sequence[SystemCall]) -> list[bool] | None:
         """Whether each is allowed; None where that is known only after ``judge``."""
