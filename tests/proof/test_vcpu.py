@@ -12,6 +12,8 @@ import pytest
 
 from counterpoint.claims import time_shift
 from counterpoint.clocks.counter import to_signed
+from counterpoint.proof.epochs import MIN_BETWEEN
+from counterpoint.proof.vcpu import _lit
 from counterpoint.proof.verdicts import VcpuProof, Verdict
 from counterpoint.timeline.sync import SyncResult, sync
 from writers.plain import guest_file, host_file, random_events, random_runs, runs
@@ -205,6 +207,34 @@ def test_a_host_that_stopped_early_is_no_change(tmp_path: Path) -> None:
     assert len(vcpu.epochs) == 1
     assert vcpu.epochs[0].unknown > 400
     assert holds(vcpu, 0, OFFSET)
+
+
+def test_what_lies_beyond_what_the_host_saw_is_placed_and_not_proved(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    windows = random_runs(rng, 600)
+    events = random_events(rng, windows, 1800)
+    host = host_file(runs(*[w for w in windows if w[3] < windows[400][2]])).write(tmp_path / "h.dat")
+    guest = guest_file({0: [e + OFFSET for e in events]}).write(tmp_path / "g.dat")
+    result = sync(host, guest)
+    (epoch,) = vcpus(result)[0].epochs
+    sure = epoch.is_sure(result.guests[0].recording.stamp[epoch.rows])
+    assert epoch.guest_sure[1] is not None
+    assert 400 < (~sure).sum() <= epoch.unknown
+    machine = result.timeline.machines[1]
+    assert machine.placed.all()
+    assert np.array_equal(machine.proved[epoch.rows], sure)
+    assert result.timeline.unproved == (~sure).sum()
+    assert result.is_sound
+
+
+def test_a_few_hits_beyond_a_dark_stretch_prove_nothing() -> None:
+    assert _lit(np.ones(100, np.bool_)) == [(0, 100)]
+    assert _lit(np.arange(300) % 3 == 0) == [(0, 300)]
+    (first, begin), (end, last) = _lit(np.r_[np.ones(200, np.bool_), np.zeros(100, np.bool_), np.ones(30, np.bool_)])
+    assert (first, last) == (0, 330)
+    # a dark stretch begins and ends within a neighbourhood of its own ends
+    assert 200 <= begin <= 200 + MIN_BETWEEN
+    assert 300 - MIN_BETWEEN <= end <= 300
 
 
 # -- little, nothing, too much

@@ -10,7 +10,7 @@ import numpy as np
 
 from counterpoint.claims import given
 from counterpoint.claims.model import Claim
-from counterpoint.clocks.counter import I64
+from counterpoint.clocks.counter import I64, Bools
 from counterpoint.proof.epochs import MIN_BETWEEN, Stretch, change_points, find_stretches, unexplained
 from counterpoint.proof.feasible import Interval, IntervalSet, narrow
 from counterpoint.proof.fit import EVIDENCE_FOR_CLAIM, Candidate, Check, Fit, Thread, check, fit
@@ -33,6 +33,9 @@ MAX_DRIFT = 1000
 DRIFT = (
     "the offset creeps in one direction: the two clocks do not seem to run at one rate, so these epochs are no changes"
 )
+
+DARK = 3
+"""Of events among which less than one in so many of the usual share were seen, the others were not seen at all."""
 
 # a bound this far off comes from an open end
 _OPEN = int(FOREVER) // 2
@@ -441,14 +444,22 @@ class VcpuProver:
     def _seen(self, part: Part) -> tuple[int, int]:
         """The part's sure events, from the first to the last that the host saw a run window of.
 
-        What is before and after them may be of another epoch that nobody saw begin.
+        What is before and after them may be of another epoch that nobody saw begin. So may the few beyond a dark
+        stretch, which may have hit a window by chance.
         """
-        first, last = part.sure
-        host = self.track.guest[first:last] - part.offset
+        begin, end = part.sure
+        host = self.track.guest[begin:end] - part.offset
         windows = self.thread.windows
         at = np.searchsorted(windows.lo, host, side="right") - 1
-        seen = np.flatnonzero(windows.is_run[at] & (host <= windows.hi[at]))
-        return (first + int(seen[0]), first + int(seen[-1]) + 1) if len(seen) else part.sure
+        seen = windows.is_run[at] & (host <= windows.hi[at])
+        if not seen.any():
+            return part.sure
+        lit = [(begin + a, begin + b) for a, b in _lit(seen)]
+        enough = [check(self.track.guest[a:b], part.offset, self.thread).evidence >= EVIDENCE_FOR_CLAIM for a, b in lit]
+        known = np.flatnonzero(enough) if any(enough) else np.arange(len(lit))
+        positions = np.flatnonzero(seen) + begin
+        inside = positions[(positions >= lit[int(known[0])][0]) & (positions < lit[int(known[-1])][1])]
+        return int(inside[0]), int(inside[-1]) + 1
 
     def _doubted(self, part: Part, outcome: Check) -> I64:
         """The part's rows that its offset may be wrong for: all, unless it is the only one that can be."""
@@ -527,6 +538,20 @@ def _follows(left: Claim, right: Claim) -> bool:
     if left.last_seen is not None:
         return left.last_seen == right.host_from and left.host_to == right.first_seen
     return left.host_to is not None and left.host_to == right.host_from
+
+
+def _lit(seen: Bools) -> list[tuple[int, int]]:
+    """The stretches [first, last) of events of which about as many as elsewhere were ``seen`` bool[n], some at all.
+
+    Between them lie dark ones: of MIN_BETWEEN events on either side less than 1/DARK of the usual share was seen.
+    """
+    count = len(seen)
+    total = np.r_[0, np.cumsum(seen)]
+    every = np.arange(count)
+    low, high = np.maximum(every - MIN_BETWEEN, 0), np.minimum(every + MIN_BETWEEN + 1, count)
+    lit = DARK * (total[high] - total[low]) * count >= (high - low) * total[-1]
+    edges = np.flatnonzero(np.diff(np.r_[False, lit, False].astype(np.int8))).reshape(-1, 2)
+    return [(a, b) for a, b in edges.tolist() if total[b] > total[a]]
 
 
 def unmatched(track: Track, claims: list[Claim], matched_by: str, notes: tuple[str, ...]) -> VcpuProof:
