@@ -11,7 +11,7 @@ help:
 	@echo "make demo   the main job on a bundled recording of a host and its guest"
 	@echo "make test   all tests (install Debian's trace-cmd to compare with it)"
 	@echo "make test-live  tests of the running kernel, where there are root, tracefs and /dev/kvm"
-	@echo "make worlds 500 simulated worlds judged by their truth (half an hour)"
+	@echo "make worlds 500 simulated worlds judged by their truth (some ten minutes on two cores)"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make bench  timings, side by side with trace-cmd"
 	@echo "make zipapp counterpoint.pyz: the live commands in one file, for any Python from 3.9 on"
@@ -41,7 +41,7 @@ test: $(VENV)/.develop
 test-live: $(VENV)/.develop
 	COUNTERPOINT_LIVE=1 $(BIN)/python tests/live/on_this_machine.py $(BIN)/python -m pytest tests/live $(ARGS)
 
-# half an hour: what the page on accuracy states
+# some ten minutes on two cores: what the page on accuracy states
 worlds: $(VENV)/.develop
 	$(BIN)/python tests/simulate/run_worlds.py 0..500 --write docs/accuracy.md $(ARGS)
 
