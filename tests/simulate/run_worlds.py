@@ -1,4 +1,4 @@
-"""Judge many simulated worlds: ``make worlds`` takes 500, which is some some ten minutes on two cores of CPU time.
+"""Judge many simulated worlds: ``make worlds`` takes 500, some ten minutes on two cores.
 
 python tests/simulate/run_worlds.py 0..500 [SEED ...] [--write docs/accuracy.md]
 """
