@@ -132,14 +132,20 @@ def an_earlier_one_of_a_task(maker: Maker) -> None:
     maker.program(target)
 
 
-def an_earlier_one_that_is_cancelled(maker: Maker) -> None:
-    """What was programmed for is cancelled after KVM saved it, and never expires."""
+def left_before_its_timer(maker: Maker) -> int:
+    """A tick programs what is due soon, and KVM puts the vCPU before that expires; when the tick was."""
     reading = maker.tick(GUEST)
     maker.start(reading + 3_000_000)
     maker.program(reading + 200_000)
     maker.emit(GUEST, IRQ_EXIT, irq=11, ret=1)
     maker.leave()
     maker.put()
+    return reading
+
+
+def an_earlier_one_that_is_cancelled(maker: Maker) -> None:
+    """What was programmed for is cancelled after KVM saved it, and never expires."""
+    reading = left_before_its_timer(maker)
     maker.step(50_000)
     maker.load()
     maker.emit(GUEST, CANCEL, hrtimer=SLEEPER)
@@ -148,12 +154,7 @@ def an_earlier_one_that_is_cancelled(maker: Maker) -> None:
 
 def an_unknown_one(maker: Maker) -> None:
     """A timer that was started before the recording expires together with the tick, and before it."""
-    reading = maker.tick(GUEST)
-    maker.start(reading + 3_000_000)
-    maker.program(reading + 200_000)
-    maker.emit(GUEST, IRQ_EXIT, irq=11, ret=1)
-    maker.leave()
-    maker.put()
+    left_before_its_timer(maker)
     maker.step(4_000_000)
     maker.load()
     reading = maker.tick(GUEST, timer=SLEEPER)
@@ -166,12 +167,7 @@ def an_unknown_one(maker: Maker) -> None:
 
 def a_soft_one(maker: Maker) -> None:
     """A timer of the softirq's is programmed for: it expires there, and the tick later."""
-    reading = maker.tick(GUEST)
-    maker.start(reading + 3_000_000)
-    maker.program(reading + 200_000)
-    maker.emit(GUEST, IRQ_EXIT, irq=11, ret=1)
-    maker.leave()
-    maker.put()
+    left_before_its_timer(maker)
     maker.step(400_000)
     maker.load()
     values = {"hrtimer": SLEEPER, "common_flags": IN_SOFTIRQ}

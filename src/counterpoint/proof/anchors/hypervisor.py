@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from counterpoint.clocks.counter import relative, to_signed
 from counterpoint.proof.anchors.model import Anchor, Found, Side, Tightened, combine
-from counterpoint.proof.feasible import IntervalSet, narrow
+from counterpoint.proof.feasible import IntervalSet, TooManyError, narrow
 from counterpoint.proof.fit import Thread
 from counterpoint.proof.ticks import sure_rows
 from counterpoint.proof.verdicts import EpochProof
@@ -24,11 +24,13 @@ def tighten_by(guest: Recording, epoch: EpochProof, thread: Thread, hypervisor: 
     """
     assert epoch.feasible is not None
     stamps = guest.stamp[sure_rows(guest, epoch)]
-    base = int(stamps[0])
     low, high = epoch.feasible
-    away = to_signed(low - base + thread.windows.base)
+    away = to_signed(low - guest.base + thread.windows.base)
     within = IntervalSet.of(away, away + high - low)
-    left = narrow(within, relative(stamps, base), thread.gap_lo, thread.gap_hi)
+    try:
+        left = narrow(within, relative(stamps, guest.base), thread.gap_lo, thread.gap_hi)
+    except TooManyError:
+        return combine(epoch.feasible, [])
     assumption = f"what the anchors of {hypervisor}'s own clock assume"
     ends = left if len(left) else within
     lo, hi = int(ends.lo[0]), int(ends.hi[-1])
