@@ -27,12 +27,14 @@ class Context(IntEnum):
 class ContextSteps:
     """What one guest CPU runs, in steps as of ``steps``: ``context`` u8[n], and ``what`` i64[n].
 
-    That is the thread's id; while a softirq or an interrupt is handled, its vector or number.
+    That is the thread's id; while a softirq or an interrupt is handled, its vector or number. ``row`` i64[n]: of the
+    event that began it.
     """
 
     begin: I64
     context: npt.NDArray[np.uint8]
     what: I64
+    row: I64
 
 
 _FORGET, _NONE, _FIRST = 0, 1, 2
@@ -84,4 +86,5 @@ def context_steps(machine: Machine, cpu: int, base: int) -> ContextSteps:
     context = np.select(
         [irq >= 0, softirq >= 0, task == 0, task > 0], [Context.IRQ, Context.SOFTIRQ, Context.IDLE, Context.TASK], 0
     ).astype(np.uint8)
-    return ContextSteps(when[order], context, np.select([irq >= 0, softirq >= 0, task >= 0], [irq, softirq, task], -1))
+    what = np.select([irq >= 0, softirq >= 0, task >= 0], [irq, softirq, task], -1)
+    return ContextSteps(when[order], context, what, row[order])

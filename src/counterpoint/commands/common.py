@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +16,7 @@ from counterpoint.outputs.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from counterpoint.timeline.merge import Timeline
     from counterpoint.timeline.sync import SyncResult
     from counterpoint.traces.capture import Capture
     from counterpoint.traces.recording import Recording
@@ -206,3 +208,15 @@ def print_json(value: dict[str, Any]) -> None:
     """One JSON object on standard output."""
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
+
+
+def host_stamp(text: str | None, timeline: Timeline, flag: str) -> int | None:
+    """A host stamp as typed: an integer, or seconds with a point for a clock in ns."""
+    if text is None:
+        return None
+    if re.fullmatch(r"-?[0-9]{1,99}|0x[0-9a-fA-F]{1,99}", text):
+        return int(text, 0)
+    parts = re.fullmatch(r"([0-9]{1,99})\.([0-9]{1,9})", text)
+    if parts and timeline.machines[0].recording.unit == "ns":
+        return int(parts[1]) * 1_000_000_000 + int(parts[2].ljust(9, "0"))
+    raise UsageError(f"{flag} {text}: a host stamp is expected, as the first column shows them")
