@@ -288,7 +288,7 @@ class GuestTasks:
     def _expires(self, event: EventFormat, entry: I64) -> I64:
         """When the timers of these entries were to expire at the earliest, by their last hrtimer_start; -1: unknown."""
         start, started = self._rows("timer", "hrtimer_start", "hrtimer", "softexpires")
-        if start is None:
+        if not len(started) or not len(entry):
             return np.full(len(entry), -1, np.int64)
         all_entries = np.unique(entry)
         row = np.concatenate([started, all_entries])
@@ -299,7 +299,7 @@ class GuestTasks:
         last = held(number[order])
         same = (last >= 0) & (address[order] == address[: len(started)][last])
         out = np.full(len(row), -1, np.int64)
-        out[order] = np.where(same, expires[last] if len(expires) else -1, -1)
+        out[order] = np.where(same, expires[last], -1)
         return out[len(started) :][np.searchsorted(all_entries, entry)]
 
     def _ticks(self, event: EventFormat, entry: I64) -> Bools:
