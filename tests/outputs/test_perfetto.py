@@ -14,6 +14,7 @@ from counterpoint.outputs.perfetto import write_perfetto
 from counterpoint.timeline.sync import sync
 
 DATA = Path(__file__).parent.parent / "data"
+HOST, GUEST = "machine 0: host", "machine 1: guest (guest of host)"
 
 
 class Read:
@@ -58,11 +59,10 @@ def test_machines_cpus_and_threads_have_tracks(pair):
     names = {read.name(uuid) for uuid in read.tracks if uuid}
 
     for cpu in (0, 1):
-        assert f"host/CPU {cpu}" in names
-        assert f"host/CPU {cpu} events" in names
-        assert f"guest (guest of host)/CPU {cpu}" in names
+        assert f"{HOST}/CPU {cpu} events" in names
+        assert f"{GUEST}/CPU {cpu} events" in names
     for vcpu in result.guests[0].vcpus:
-        assert f"host/thread {vcpu.host_tid}: guest cpu {vcpu.guest_cpu}" in names
+        assert f"{HOST}/thread {vcpu.host_tid}: guest cpu {vcpu.guest_cpu}" in names
     assert "" not in names
 
 
@@ -77,12 +77,14 @@ def test_every_run_window_is_a_slice_with_its_stamps(pair):
         begins = [
             ts
             for ts, _ in read.on(
-                f"host/thread {vcpu.host_tid}: guest cpu {vcpu.guest_cpu}", TrackEvent.TYPE_SLICE_BEGIN
+                f"{HOST}/thread {vcpu.host_tid}: guest cpu {vcpu.guest_cpu}", TrackEvent.TYPE_SLICE_BEGIN
             )
         ]
         ends = [
             ts
-            for ts, _ in read.on(f"host/thread {vcpu.host_tid}: guest cpu {vcpu.guest_cpu}", TrackEvent.TYPE_SLICE_END)
+            for ts, _ in read.on(
+                f"{HOST}/thread {vcpu.host_tid}: guest cpu {vcpu.guest_cpu}", TrackEvent.TYPE_SLICE_END
+            )
         ]
 
         assert len(begins) == len(ends) > 100
@@ -94,7 +96,7 @@ def test_all_other_events_are_instants_in_host_time(pair):
     result, read = pair
     timeline = result.timeline
     shown = [(ts, name) for ts, kind, _, name in read.events if kind == TrackEvent.TYPE_INSTANT]
-    as_slices = {"sched_switch", "kvm_entry", "kvm_exit"}
+    as_slices = {"sched_switch", "sched_waking", "sched_wakeup", "sched_wakeup_new", "kvm_entry", "kvm_exit"}
     expected: Counter[tuple[int, str]] = Counter()
     for index, machine in enumerate(timeline.machines):
         mine = timeline.machine == index
@@ -113,12 +115,10 @@ def test_all_other_events_are_instants_in_host_time(pair):
 def test_guest_events_lie_in_their_threads_slices(pair):
     result, read = pair
     for vcpu in result.guests[0].vcpus:
-        lane = f"host/thread {vcpu.host_tid}: guest cpu {vcpu.guest_cpu}"
+        lane = f"{HOST}/thread {vcpu.host_tid}: guest cpu {vcpu.guest_cpu}"
         begin = np.array([ts for ts, _ in read.on(lane, TrackEvent.TYPE_SLICE_BEGIN)])
         end = np.array([ts for ts, _ in read.on(lane, TrackEvent.TYPE_SLICE_END)])
-        events = np.array(
-            [ts for ts, _ in read.on(f"guest (guest of host)/CPU {vcpu.guest_cpu} events", TrackEvent.TYPE_INSTANT)]
-        )
+        events = np.array([ts for ts, _ in read.on(f"{GUEST}/CPU {vcpu.guest_cpu} events", TrackEvent.TYPE_INSTANT)])
         events = events[(events >= begin[0]) & (events <= end[-1])]
 
         at = np.searchsorted(begin, events, side="right") - 1

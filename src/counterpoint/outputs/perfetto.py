@@ -1,4 +1,4 @@
-"""The timeline as a Perfetto trace: a process per machine, in tree order.
+"""The timeline as a Perfetto trace: a group of tracks per machine, in tree order.
 
 Host: a track per CPU with the running task as slices, a track per vCPU thread with its run windows. Guests: a track per
 CPU with the running task. All other events are instants with their fields, on a track beside their CPU's.
@@ -7,13 +7,14 @@ CPU with the running task. All other events are instants with their fields, on a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from counterpoint.clocks.counter import I64, Bools
+from counterpoint.clocks.counter import I64
 from counterpoint.clocks.rate import Rate
+from counterpoint.outputs.perfetto_lanes import BLOCK, Lane
+from counterpoint.outputs.perfetto_sched import write_sched
 from counterpoint.outputs.pftrace import Addresses, Annotations, Names, PerfettoWriter, Values
 from counterpoint.outputs.report import width_ns
 from counterpoint.proof.matching import ThreadPool
@@ -24,21 +25,8 @@ from counterpoint.timeline.sync import SyncResult
 from counterpoint.traces.columns import EventBatch
 from counterpoint.traces.formats import EventFormat, Field
 
-BLOCK = 1 << 18
-"""Instants written at once: bounds the memory of their columns."""
-
 MAX_ANNOTATIONS = 64
 """Fields of one event that are shown."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Lane:
-    """A machine on the trace: its stamps in ns i64[n], and the rows still to be shown as instants bool[n]."""
-
-    machine: Machine
-    process: int
-    ts_ns: I64
-    as_instant: Bools
 
 
 def write_perfetto(result: SyncResult, path: Path, *, overwrite: bool) -> None:
@@ -54,23 +42,29 @@ def write_perfetto(result: SyncResult, path: Path, *, overwrite: bool) -> None:
         children: dict[str | None, list[Machine]] = {}
         for machine in timeline.machines:
             children.setdefault(machine.parent, []).append(machine)
-        lanes = []
+        lanes: list[Lane] = []
         for machine in _tree(children, None):
             if not machine.placed.any() and any(h.name == machine.name for h in result.hosts):
                 continue
-            role = "host" if machine.parent is None else f"guest of {machine.parent}"
-            label = machine.name if machine.name == role else f"{machine.name} ({role})"
-            process = trace.process(label, description=_describe(result, machine))
+            group = trace.track(_label(result, machine, len(lanes)), description=_describe(result, machine))
             stamps = rate.array_to_ns(machine.host_stamp) - shift
-            lanes.append(_Lane(machine, process, np.maximum(stamps, 0), machine.placed.copy()))
+            lanes.append(Lane(machine, group, np.maximum(stamps, 0), machine.placed.copy()))
         pools: dict[str, ThreadPool] = {}
         for lane in lanes:
-            _tasks(trace, lane)
+            write_sched(trace, lane)
             further = next((h.name for h in result.hosts if h.name == lane.machine.name), None)
             if further or any(g.parent == lane.machine.name for g in result.guests):
                 pools[lane.machine.name] = ThreadPool(lane.machine.recording)
                 _windows(trace, lane, pools[lane.machine.name], result)
             _instants(trace, lane)
+
+
+def _label(result: SyncResult, machine: Machine, number: int) -> str:
+    """A name that says whose machine it is. Groups at the top are shown by name: numbers keep them in tree order."""
+    digits = len(str(max(len(result.timeline.machines) - 1, 0)))
+    role = "host" if machine.parent is None else f"guest of {machine.parent}"
+    named = machine.name if machine.name == role else f"{machine.name} ({role})"
+    return f"machine {number:0{digits}}: {named}"
 
 
 def _tree(children: dict[str | None, list[Machine]], parent: str | None) -> Iterator[Machine]:
@@ -120,88 +114,7 @@ def _describe(result: SyncResult, machine: Machine) -> str:
     return f"clock {machine.recording.clock}; all stamps are this machine's"
 
 
-def _by_cpu(lane: _Lane) -> dict[int, list[int]]:
-    """Stream numbers by CPU, those with events on the timeline."""
-    out: dict[int, list[int]] = {}
-    for index, stream in enumerate(lane.machine.recording.streams):
-        if lane.machine.placed[stream.first : stream.last].any():
-            out.setdefault(stream.cpu, []).append(index)
-    return dict(sorted(out.items()))
-
-
-def _tasks(trace: PerfettoWriter, lane: _Lane) -> None:
-    """A track per CPU, with the running task by sched_switch; a CPU without them has no such track."""
-    recording = lane.machine.recording
-    event = recording.format_named("sched", "sched_switch")
-    if event is None:
-        return
-    switches = recording.rows(event)
-    switches = switches[lane.machine.placed[switches]]
-    if not len(switches) or any(
-        (f := event.field(name)) is None or f.kind != "int" for name in ("prev_pid", "next_pid")
-    ):
-        return
-    comms = _comms(lane, event, switches)
-    lost = np.zeros(len(recording) + 1, np.bool_)
-    lost[recording.losses.row] = True
-    for cpu, streams in _by_cpu(lane).items():
-        for number in streams:
-            stream = recording.streams[number]
-            rows = switches[(switches >= stream.first) & (switches < stream.last)]
-            if not len(rows):
-                continue
-            track = trace.track(f"CPU {cpu}", lane.process)
-            # between two losses, or the ends of the stream, the running task is known throughout
-            cuts = [
-                stream.first,
-                *(stream.first + 1 + np.flatnonzero(lost[stream.first + 1 : stream.last])).tolist(),
-            ]
-            parts = [
-                _running(lane, event, rows, first, last)
-                for first, last in zip(cuts, [*cuts[1:], stream.last], strict=True)
-            ]
-            begin, end, pid = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-            busy = pid != 0
-            pids, index = np.unique(pid[busy], return_inverse=True)
-            names: Names = [f"{comms.get(p) or recording.comm(p)} [{p}]" for p in pids.tolist()]
-            trace.slices(
-                track,
-                begin[busy],
-                end[busy],
-                index,
-                names,
-                [("tid", pid[busy].astype(np.int64))],
-                category="sched",
-            )
-            lane.as_instant[rows] = False
-            break
-
-
-def _running(lane: _Lane, event: EventFormat, switches: I64, first: int, last: int) -> tuple[I64, I64, I64]:
-    """Slices (begin, end, pid) of rows first..last of one stream, where no event was lost."""
-    recording = lane.machine.recording
-    rows = switches[(switches >= first) & (switches < last)]
-    if not len(rows):
-        none = np.zeros(0, np.int64)
-        return none, none, none
-    edges = np.concatenate([[first], rows, [last - 1]])
-    stamps = np.maximum.accumulate(lane.ts_ns[edges])
-    prev = recording.column(event, "prev_pid", rows[:1]).astype(np.int64)
-    following = recording.column(event, "next_pid", rows).astype(np.int64)
-    return stamps[:-1], stamps[1:], np.concatenate([prev, following])
-
-
-def _comms(lane: _Lane, event: EventFormat, rows: I64) -> dict[int, str]:
-    """Command names by pid, as the switches to them say."""
-    field = event.field("next_comm")
-    if field is None or field.kind != "string":
-        return {}
-    recording = lane.machine.recording
-    pids, at = np.unique(recording.column(event, "next_pid", rows), return_index=True)
-    return dict(zip(pids.tolist(), recording.batch(event, rows[at]).text("next_comm"), strict=True))
-
-
-def _windows(trace: PerfettoWriter, lane: _Lane, pool: ThreadPool, result: SyncResult) -> None:
+def _windows(trace: PerfettoWriter, lane: Lane, pool: ThreadPool, result: SyncResult) -> None:
     """A track per vCPU thread: a slice for each run window, with the fields of the exit that ended it."""
     recording = lane.machine.recording
     runs = {tid: f"{guest} cpu {cpu}" for tid, (guest, cpu) in vcpus_by_thread(result, lane.machine.name).items()}
@@ -219,7 +132,7 @@ def _windows(trace: PerfettoWriter, lane: _Lane, pool: ThreadPool, result: SyncR
         name = f"thread {tid}: {runs.get(tid, 'another VM')}"
         if windows.kind is WindowKind.SCHED_SWITCH:
             continue  # the CPUs' tracks show when threads ran
-        track = trace.track(name, lane.process, description="in guest mode from kvm_entry to kvm_exit")
+        track = trace.track(name, lane.group, description="in guest mode from kvm_entry to kvm_exit")
         begin = lane.ts_ns[entry]
         fields = _annotations(lane, event, leave) if event is not None else []
         trace.slices(
@@ -229,13 +142,13 @@ def _windows(trace: PerfettoWriter, lane: _Lane, pool: ThreadPool, result: SyncR
         lane.as_instant[entry] = lane.as_instant[leave] = False
 
 
-def _instants(trace: PerfettoWriter, lane: _Lane) -> None:
+def _instants(trace: PerfettoWriter, lane: Lane) -> None:
     """All events not shown yet, kind by kind, each on its CPU's track of events."""
     recording = lane.machine.recording
     track_of = np.zeros(len(recording.streams), np.int64)
-    for cpu, streams in _by_cpu(lane).items():
+    for cpu, streams in lane.by_cpu().items():
         if any(lane.as_instant[recording.streams[n].first : recording.streams[n].last].any() for n in streams):
-            track_of[streams] = trace.track(f"CPU {cpu} events", lane.process)
+            track_of[streams] = trace.track(f"CPU {cpu} events", lane.group)
     for event_id in recording.counts_by_id():
         rows = recording.rows(event_id)
         rows = rows[lane.as_instant[rows]]
@@ -256,7 +169,7 @@ def _instants(trace: PerfettoWriter, lane: _Lane) -> None:
             )
 
 
-def _annotations(lane: _Lane, event: EventFormat, rows: I64) -> Annotations:
+def _annotations(lane: Lane, event: EventFormat, rows: I64) -> Annotations:
     """The event's own fields as annotation columns."""
     batch = lane.machine.recording.batch(event, rows)
     return [(field.name, _values(batch, field)) for field in event.fields[:MAX_ANNOTATIONS] if field.name]

@@ -78,6 +78,7 @@ class _TracePacket:
     SEQUENCE_FLAGS = 13
     TRACK_DESCRIPTOR = 60
     FIRST_PACKET_ON_SEQUENCE = 87
+    MACHINE_ID = 98
     TRACE_ATTRIBUTES = 126
 
     SEQ_INCREMENTAL_STATE_CLEARED = 1
@@ -209,6 +210,7 @@ class PerfettoWriter:
         self._closed = False
         self._uuids = 0
         self._pids = 0
+        self._machines = 0
         self._children: dict[int, int] = {}
         self._interned: dict[int, dict[bytes, int]] = {}
         try:
@@ -388,6 +390,27 @@ class PerfettoWriter:
         self._write(_bare_packet(message(_TracePacket.TRACE_ATTRIBUTES, *attributes)))
         self.instants(track, np.array([ts_ns]), np.zeros(1, np.int64), [title], annotations)
         return track
+
+    # -- packets of other kinds
+
+    def machine(self) -> int:
+        """A number for a machine, whose packets a reader keeps apart; the first, 0, is the trace's own."""
+        self._machines += 1
+        return self._machines - 1
+
+    def packet(self, machine: int, *parts: Part) -> None:
+        """Add a packet of these fields, which needs no state of a sequence."""
+        self._write(message(_Trace.PACKET, *self._of_machine(machine), *parts))
+
+    def rows_in_packets(self, machine: int, field: int, head: Sequence[Part], row: Part) -> None:
+        """Add packets with one message ``field`` each, which holds ``head`` and then a block of rows."""
+        for block in protorows.encode(row):
+            body = [*head, protorows.constant(block.tobytes())]
+            self.packet(machine, message(field, *body))
+
+    def _of_machine(self, machine: int) -> list[Part]:
+        sequence = integer(_TracePacket.TRUSTED_PACKET_SEQUENCE_ID, _SEQUENCE_ID + 1 + machine)
+        return [sequence, *([integer(_TracePacket.MACHINE_ID, machine)] if machine else [])]
 
     # -- inside
 

@@ -44,17 +44,22 @@ _VARINT_BYTES = 10
 _U64 = 1 << 64
 
 
-def varint(value: int) -> bytes:
-    """One integer from -2**63 to 2**64 - 1 as a varint; a negative one takes ten bytes."""
+def varint(value: int, length: int = 1) -> bytes:
+    """One integer from -2**63 to 2**64 - 1 as a varint of at least ``length`` bytes; a negative one takes ten."""
     if not -(_U64 >> 1) <= value < _U64:
         raise ValueError(f"{value} does not fit into 64 bits")
     value %= _U64
     out = bytearray()
-    while value > 0x7F:
+    while value > 0x7F or len(out) < length - 1:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def delimited(number: int, data: bytes) -> bytes:
+    """A string, bytes or message field."""
+    return _tag(number, _DELIMITED) + varint(len(data)) + data
 
 
 def _kind(values: NDArray[Any]) -> str:
@@ -354,9 +359,8 @@ def fixed64(field: int, values: NDArray[Any]) -> Part:
 def text(field: int, value: bytes | Sequence[bytes], index: NDArray[np.integer[Any]] | None = None) -> Part:
     """A string or bytes field: one value; or a value per row; or distinct values and an ``index`` (rows,)."""
     if isinstance(value, bytes):
-        return _Same(_tag(field, _DELIMITED) + varint(len(value)) + value)
-    tag = _tag(field, _DELIMITED)
-    pieces = [tag + varint(len(one)) + one for one in value]
+        return _Same(delimited(field, value))
+    pieces = [delimited(field, one) for one in value]
     return chosen(pieces, np.arange(len(value)) if index is None else index)
 
 
