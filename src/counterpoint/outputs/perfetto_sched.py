@@ -31,9 +31,11 @@ def write_sched(trace: PerfettoWriter, lane: Lane) -> None:
             stamps, pid = lane.ts_ns[rows], recording.pid[rows].astype(np.int64)
             if name == "sched_switch":
                 prev, following = _tasks(batch, event, "prev_"), _tasks(batch, event, "next_")
+                _note(lane, following, stamps)
                 kernel.switches(cpu, stamps, pid, prev, _ints(batch, event, "prev_state"), following, lost=lost)
             else:
                 task = _tasks(batch, event, "")
+                _note(lane, task, stamps)
                 kernel.wakeups(name, cpu, stamps, pid, task, _ints(batch, event, "target_cpu"), lost=lost)
             lane.as_instant[rows] = False
 
@@ -79,3 +81,14 @@ def _tasks(batch: EventBatch, event: EventFormat, prefix: str) -> Tasks:
         None if texts is None or text is None else [texts[i] for i in text[first].tolist()],
         None if prio is None else prio[first].tolist(),
     )
+
+
+def _note(lane: Lane, tasks: Tasks, stamps: I64) -> None:
+    """Remember the threads' names, the latest of each."""
+    if tasks.comms is None:
+        return
+    last = np.zeros(len(tasks.pids), np.int64)
+    np.maximum.at(last, tasks.index, stamps)
+    for pid, comm, when in zip(tasks.pids, tasks.comms, last.tolist(), strict=True):
+        if pid and comm and when >= lane.comms.get(pid, (-1, ""))[0]:
+            lane.comms[pid] = when, comm

@@ -90,7 +90,7 @@ class Tasks:
 
     index: I64
     pids: Sequence[int]
-    comms: Sequence[Text] | None
+    comms: Sequence[str] | None
     prios: Sequence[int] | None
 
 

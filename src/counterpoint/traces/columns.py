@@ -154,6 +154,11 @@ class EventBatch:
         raws, index = self.distinct_raw(field)
         return list(map(_until_nul, raws)), index
 
+    def distinct_elements(self, field: Field) -> tuple[list[list[int]], I64]:
+        """The elements of an array field, likewise."""
+        raws, index = self.distinct_raw(field)
+        return [self._numbers(field, raw) for raw in raws], index
+
     def text(self, name: str) -> list[str]:
         """A string field up to its first NUL."""
         texts, index = self.distinct_text(self._field(name))
@@ -164,9 +169,13 @@ class EventBatch:
         return self._elements(self._field(name))
 
     def _elements(self, field: Field) -> list[list[int]]:
+        return [self._numbers(field, raw) for raw in self._raw(field)]
+
+    def _numbers(self, field: Field, raw: bytes) -> list[int]:
         size = element_size(field)
         code = f"{'>' if self._big_endian else '<'}{'i' if field.signed else 'u'}{size}"
-        return [np.frombuffer(raw[: len(raw) // size * size], code).tolist() for raw in self._raw(field)]
+        numbers: list[int] = np.frombuffer(raw[: len(raw) // size * size], code).tolist()
+        return numbers
 
 
 def _until_nul(raw: bytes) -> str:
