@@ -18,7 +18,7 @@ from counterpoint.timeline.merge import Timeline
 from counterpoint.timeline.sync import sync
 
 DATA = Path(__file__).parent.parent / "tests" / "data" / "x86-agent"
-MEMORY = Path("/dev/shm")  # noqa: S108
+MEMORY = Path("/dev/shm")
 
 
 def measured(timeline: Timeline, events: int, folder: Path) -> str:

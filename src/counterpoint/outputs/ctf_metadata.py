@@ -1,7 +1,7 @@
 """The ``metadata`` of a CTF 1.8 trace: clock, environment, and the layout of every event, as TSDL text.
 
-Events are named SYSTEM:EVENT and their fields as the kernel names them, which is also what ``perf data convert --to-ctf``
-writes; ``tracer_name`` says so, for by it Trace Compass chooses the names that it looks for (LttngKernelTrace.java,
+Events are named SYSTEM:EVENT and their fields as the kernel names them, as ``perf data convert --to-ctf`` does too;
+``tracer_name`` says so, for by it Trace Compass chooses the names that it looks for (LttngKernelTrace.java,
 PerfEventLayout.java). Names of fields begin with an underscore, as LTTng writes them: readers take one away, and no
 name is one of TSDL's own words.
 """
@@ -74,8 +74,9 @@ def metadata(
     yield f"\ntypealias integer {{\n\tsize = 64; align = 8; signed = 0; map = clock.{CLOCK}.value;\n}} := stamp_t;\n"
     yield (
         "\nstream {\n\tid = 0;\n"
-        "\tpacket.context := struct {\n\t\tstamp_t timestamp_begin;\n\t\tstamp_t timestamp_end;\n\t\tu64 content_size;\n"
-        "\t\tu64 packet_size;\n\t\tu64 packet_seq_num;\n\t\tu64 events_discarded;\n\t\tu32 cpu_id;\n\t};\n"
+        "\tpacket.context := struct {\n\t\tstamp_t timestamp_begin;\n\t\tstamp_t timestamp_end;\n"
+        "\t\tu64 content_size;\n\t\tu64 packet_size;\n\t\tu64 packet_seq_num;\n\t\tu64 events_discarded;\n"
+        "\t\tu32 cpu_id;\n\t};\n"
     )
     yield "\tevent.header := struct {\n"
     yield "".join(f"\t\t{'stamp_t' if name == 'timestamp' else f'u{8 * size}'} {name};\n" for name, size in HEADER)

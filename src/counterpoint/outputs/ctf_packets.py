@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import BinaryIO
 from uuid import UUID
 
@@ -47,7 +48,7 @@ class PacketWriter:
                 # a count is told from the packet before
                 self._packet(data[:0], self._last, self._last)
         cuts = sorted({0, len(time), *lost, *(at + 1 for at in lost)})
-        for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+        for begin, end in pairwise(cuts):
             self._lost += lost.get(begin, 0)
             at = begin
             while at < end:

@@ -1,8 +1,8 @@
 """Events as CTF event records: bytes built kind by kind as rows of numpy columns, then laid in the order of time.
 
 What is fixed in a record of one kind is a row of bytes of one width, stored with one strided copy; texts and arrays of
-varying length go between such rows. Integers are copied as they were recorded, in the machine's own byte order, which is
-the CTF trace's too.
+varying length go between such rows. Integers are copied as they were recorded, in the machine's own byte order, which
+is the CTF trace's too.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def fields_of(event: EventFormat | None) -> tuple[Field, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """What precedes the fields of n events: ``kind`` u16, ``time`` u64, ``tid`` i32, ``task`` V16, ``stamp`` u64, ``proved``."""
+    """What precedes the fields of n events, [n] each: ``task`` are texts of TASK_BYTES."""
 
     kind: npt.NDArray[np.uint16]
     time: U64
@@ -121,8 +121,8 @@ def event_bytes(recording: Recording, rows: I64, heads: Heads) -> tuple[Bytes, I
         size[chosen] += HEAD_BYTES
         if int(size[chosen].max()) > MAX_EVENT:
             raise UsageError(
-                f"{recording.path}: an event {recording.event_name(int(ordered[begin]))} has more than {MAX_EVENT} bytes"
-                " of fields, which overlap: it cannot be written"
+                f"{recording.path}: an event {recording.event_name(int(ordered[begin]))} has more than {MAX_EVENT}"
+                " bytes of fields, which overlap: it cannot be written"
             )
         kinds.append((chosen, pieces))
     starts = np.zeros(len(rows) + 1, np.int64)
