@@ -214,6 +214,7 @@ class _Trace:
             "tracer_name": "perf",
             "written_by": f"counterpoint {__version__}",
             "trace_clock": recording.clock,
+            **_kernel(recording),
             "counts_lost_as_1": "where the kernel did not count lost events, events_discarded counts 1",
             **self.said,
         }
@@ -320,6 +321,17 @@ def _cut(name: str) -> bytes:
 
 
 # -- what the environment says
+
+
+def _kernel(recording: Recording) -> dict[str, str | int]:
+    """What is known of the kernel and of its counter."""
+    said: dict[str, str | int] = {}
+    uname = recording.options.uname.split()
+    if len(uname) > 3:
+        said |= {"kernel_release": uname[2], "machine": uname[-1]}
+    if (scale := recording.options.tsc2nsec) is not None:
+        said |= {"tsc2nsec_mult": scale.mult, "tsc2nsec_shift": scale.shift}
+    return said
 
 
 def environments(result: SyncResult) -> list[dict[str, str | int]]:
