@@ -1,8 +1,8 @@
 """CTF traces of kernels, through babeltrace2's Python module: LTTng's, perf's, and our own.
 
 babeltrace2 makes a Python object of every message; here each becomes the bytes of a record as ftrace would have them,
-under a format text that is made of the trace's own description, and from there on all is columns again. Its own layer
-``bt2.native_bt`` is used for fields: five times as fast as its classes.
+under a format text that is made of the trace's own description, and from there on all is columns again. Its own
+layer ``bt2._native_bt`` is used for fields: several times as fast as its classes.
 
 Of our own traces the recording is taken back as it was: stamps are those of the machine's own clock, not host time.
 """
@@ -14,13 +14,14 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from counterpoint.clocks.counter import I64
+from counterpoint.clocks.counter import I32, I64, U64, relative
 from counterpoint.clocks.rate import Rate
 from counterpoint.errors import BadFileError, UsageError
 from counterpoint.traces.babeltrace import babeltrace
@@ -41,6 +42,8 @@ MIN_BYTES, MAX_RATIO = 1 << 28, 64
 MAX_KINDS = 0xFFFF
 MAX_DYNAMIC = 0xFFFF
 """Bytes that a locator (length << 16 | offset) can speak of."""
+
+Bytes = npt.NDArray[np.uint8]
 
 _COMMON = "<HBBi"
 _HEAD = struct.calcsize(_COMMON)
@@ -116,6 +119,13 @@ class _Kind:
         self.packer = struct.Struct(_COMMON + codes)
 
     @property
+    def places(self) -> dict[str, int]:
+        """The byte of each field in a record."""
+        sizes = [struct.calcsize("<" + m.code) if m.kind == "int" else 4 for m in self.members]
+        starts = np.cumsum([_HEAD, *sizes]).tolist()
+        return {m.name: at for m, at in zip(self.members, starts[:-1], strict=True)}
+
+    @property
     def text(self) -> tuple[str, bytes]:
         """The system and the format text, as the kernel would show it."""
         lines = [f"name: {self.name}", f"ID: {self.number}", "format:"]
@@ -127,14 +137,13 @@ class _Kind:
         ):
             lines.append(f"\tfield:{declaration};\toffset:{offset};\tsize:{size};\tsigned:{signed};")
         lines.append("")
-        at = _HEAD
+        places = self.places
         for m in self.members:
             size = struct.calcsize("<" + m.code) if m.kind == "int" else 4
             signed = int(m.code.islower())
             kind = "char" if m.kind == "text" else _TYPES[m.code]
             declaration = f"{kind} {m.name}" if m.kind == "int" else f"__data_loc {kind}[] {m.name}"
-            lines.append(f"\tfield:{declaration};\toffset:{at};\tsize:{size};\tsigned:{signed};")
-            at += size
+            lines.append(f"\tfield:{declaration};\toffset:{places[m.name]};\tsize:{size};\tsigned:{signed};")
         shown = [_shown(m) for m in self.members]
         arguments = "".join(f", {argument}" for _, argument in shown)
         lines += ["", f'print fmt: "{" ".join(text for text, _ in shown)}"{arguments}', ""]
@@ -192,7 +201,6 @@ _NATIVE: Final = (
     "event_borrow_class_const",
     "event_borrow_common_context_field_const",
     "event_borrow_payload_field_const",
-    "event_borrow_stream_const",
     "field_array_borrow_element_field_by_index_const",
     "field_array_get_length",
     "field_bool_get_value",
@@ -205,20 +213,46 @@ _NATIVE: Final = (
 )
 
 
+def _sink(bt2: Any) -> Any:  # noqa: ANN401
+    """A component that gives each of its streams to a function, one after the other; what that raises it keeps."""
+
+    class Columns(bt2._UserSinkComponent):  # type: ignore[misc]
+        def __init__(self, config: Any, params: Any, obj: Any) -> None:  # noqa: ANN401, ARG002
+            count, self._take, self._failed = obj
+            for number in range(count):
+                self._add_input_port(str(number))
+
+        def _user_graph_is_configured(self) -> None:
+            self._iterators = [self._create_message_iterator(port) for port in self._input_ports.values()][::-1]
+
+        def _user_consume(self) -> None:
+            if not self._iterators or self._failed:
+                raise bt2.Stop
+            try:
+                self._take(self._iterators.pop())
+            except (BadFileError, UsageError) as err:
+                self._failed.append(err)
+
+    return Columns
+
+
 class _Reader:
+    """Reads one trace."""
+
     def __init__(self, bt2: Any, path: str, folder: Path) -> None:  # noqa: ANN401
         self._bt2, self._path, self._folder = bt2, path, folder
-        self._native = import_module("bt2.native_bt")
+        self._native = import_module("bt2._native_bt")
         if missing := [name for name in _NATIVE if not hasattr(self._native, name)]:
             raise UsageError(f"{path}: CTF cannot be read with bt2 {bt2.__version__}: it has no {', '.join(missing)}")
         self._kinds: dict[int, _Kind] = {}
         self._classes: dict[int, Any] = {}
         self._alive: list[Any] = []
-        self._rows: dict[int, _Rows] = {}
+        self._rows: list[_Rows] = []
         self._comms: dict[int, str] = {}
         self._env: dict[str, str | int] = {}
         self._clock: Any = None
         self._is_lttng = self._is_ours = False
+        self._has_tids = True
         self._tid: tuple[int, Callable[[Any], Any]] | None = None
         self._task: tuple[int, Callable[[Any], Any]] | None = None
         self._own: tuple[int, Callable[[Any], Any]] | None = None
@@ -228,12 +262,34 @@ class _Reader:
         self._budget = max(MIN_BYTES, MAX_RATIO * size)
 
     def read(self) -> Contents:
-        """All messages, then all columns."""
+        """All messages, stream by stream, then all columns."""
         bt2 = self._bt2
-        source = bt2.ComponentSpec.from_named_plugin_and_component_class(
-            "ctf", "fs", params={"inputs": [str(self._folder)]}
+        graph = bt2.Graph()
+        plugin = bt2.find_plugin("ctf")
+        if plugin is None or "fs" not in plugin.source_component_classes:
+            raise UsageError(f"{self._path}: CTF cannot be read: babeltrace2 has no plugin ctf")
+        source = graph.add_component(
+            plugin.source_component_classes["fs"], "trace", params={"inputs": [str(self._folder)]}
         )
-        messages = bt2.TraceCollectionMessageIterator([source])
+        outputs = list(source.output_ports.values())
+        if len(outputs) > MAX_CPUS:
+            raise BadFileError(f"it has {len(outputs)} data streams, more than {MAX_CPUS}", self._path)
+        failed: list[BadFileError] = []
+        sink = graph.add_component(_sink(bt2), "columns", obj=(len(outputs), self._stream, failed))
+        for one, other in zip(outputs, sink.input_ports.values(), strict=True):
+            graph.connect_ports(one, other)
+        graph.run()
+        if failed:
+            raise failed[0]
+        return self._contents()
+
+    # -- messages
+
+    def _stream(self, messages: Iterator[Any]) -> None:
+        """All messages of one data stream."""
+        bt2 = self._bt2
+        rows = _Rows()
+        self._rows.append(rows)
         event = bt2._EventMessageConst
         others = {
             bt2._StreamBeginningMessageConst: self._on_stream,
@@ -242,33 +298,27 @@ class _Reader:
             bt2._DiscardedEventsMessageConst: self._on_discarded,
             bt2._DiscardedPacketsMessageConst: self._on_discarded_packets,
         }
-        on_event = self._on_event
         for message in messages:
             kind = type(message)
             if kind is event:
-                on_event(message._ptr)
+                self._on_event(message._ptr, rows)
             elif kind in others:
-                others[kind](message)
-        return self._contents()
+                others[kind](message, rows)
 
-    # -- messages
-
-    def _on_stream(self, message: Any) -> None:  # noqa: ANN401
+    def _on_stream(self, message: Any, rows: _Rows) -> None:  # noqa: ANN401, ARG002
         stream = message.stream
         self._alive.append(stream)
-        if len(self._rows) >= MAX_CPUS:
-            raise BadFileError(f"it has more than {MAX_CPUS} data streams", self._path)
-        self._rows[int(stream._ptr)] = _Rows()
         self._classes |= {int(cls._ptr): cls for cls in stream.cls.values()}
-        if self._clock is None:
-            self._describe(stream)
+        self._describe(stream)
 
     def _describe(self, stream: Any) -> None:  # noqa: ANN401
-        """Take what the trace says of itself."""
-        self._clock = stream.cls.default_clock_class
-        if self._clock is None:
+        """Take what the trace says of itself, and the stream's kind of its events' context."""
+        bt2, clock = self._bt2, stream.cls.default_clock_class
+        if clock is None:
             raise BadFileError("its streams have no clock", self._path)
-        bt2 = self._bt2
+        if self._clock is not None and (self._clock.name, self._clock.uuid) != (clock.name, clock.uuid):
+            raise BadFileError(f"its streams have different clocks ({self._clock.name}, {clock.name})", self._path)
+        self._clock = clock
         for key, value in stream.trace.environment.items():
             self._env[str(key)] = int(value) if isinstance(value, bt2._IntegerValueConst) else str(value)
         self._is_lttng = self._env.get("tracer_name") == "lttng-modules"
@@ -277,19 +327,20 @@ class _Reader:
         if domain != "kernel":
             raise BadFileError(f"it is a trace of {domain}, not of a kernel", self._path)
         context = stream.cls.event_common_context_field_class
+        self._tid = self._task = self._own = None
         for index, (name, cls) in enumerate(_fields(context)):
             member = self._member((index,), name, cls)
             if member is None:
                 continue
-            if name in ("tid", "perf_tid") and member.kind == "int":
+            if name in ("tid", "perf_tid") and member.kind == "int" and member.code in "iI":
                 self._tid = index, member.get
             elif name in ("procname", "perf_comm") and member.kind == "text":
                 self._task = index, member.get
-            elif name == "stamp" and member.kind == "int" and self._is_ours:
+            elif name == "stamp" and member.kind == "int" and member.code == "Q" and self._is_ours:
                 self._own = index, member.get
+        self._has_tids &= self._tid is not None
 
-    def _on_packet(self, message: Any) -> None:  # noqa: ANN401
-        rows = self._rows[int(message.packet.stream._ptr)]
+    def _on_packet(self, message: Any, rows: _Rows) -> None:  # noqa: ANN401
         context = message.packet.context_field
         cpu = int(context["cpu_id"]) if context is not None and "cpu_id" in context else -1
         if cpu >= MAX_CPUS:
@@ -298,26 +349,23 @@ class _Reader:
             raise BadFileError(f"a data stream is of CPU {rows.cpu} and of CPU {cpu}", self._path)
         rows.cpu = cpu
 
-    def _on_packet_end(self, message: Any) -> None:  # noqa: ANN401
-        rows = self._rows[int(message.packet.stream._ptr)]
+    def _on_packet_end(self, message: Any, rows: _Rows) -> None:  # noqa: ANN401, ARG002
         if rows.lossy and rows.lossy_to is None:
             rows.lossy_to = 0  # the next event still may come after lost ones
 
-    def _on_discarded(self, message: Any) -> None:  # noqa: ANN401
-        rows = self._rows[int(message.stream._ptr)]
+    def _on_discarded(self, message: Any, rows: _Rows) -> None:  # noqa: ANN401
         cls = message.stream.cls
         end = None
         if cls.discarded_events_have_default_clock_snapshots:
             end = message.end_default_clock_snapshot.value
         rows.lose(-1 if message.count is None else message.count, end)
 
-    def _on_discarded_packets(self, message: Any) -> None:  # noqa: ANN401
-        self._rows[int(message.stream._ptr)].lose(-1, 0)
+    def _on_discarded_packets(self, message: Any, rows: _Rows) -> None:  # noqa: ANN401, ARG002
+        rows.lose(-1, 0)
 
-    def _on_event(self, message: Any) -> None:  # noqa: ANN401
+    def _on_event(self, message: Any, rows: _Rows) -> None:  # noqa: ANN401
         native = self._native
         event = native.message_event_borrow_event_const(message)
-        rows = self._rows[int(native.event_borrow_stream_const(event))]
         value = native.clock_snapshot_get_value(native.message_event_borrow_default_clock_snapshot_const(message))
         which = int(native.event_borrow_class_const(event))
         kind = self._kinds.get(which) or self._kind(which)
@@ -327,6 +375,7 @@ class _Reader:
             borrow = native.field_structure_borrow_member_field_by_index_const
             if self._tid is not None:
                 tid = self._tid[1](borrow(context, self._tid[0]))
+                tid -= 1 << 32 if tid >= 1 << 31 else 0
                 if self._task is not None and tid not in self._comms:
                     self._comms[tid] = self._task[1](borrow(context, self._task[0]))
             if self._own is not None:
@@ -352,7 +401,7 @@ class _Reader:
                 of = borrow(of, index)
             value = member.get(of)
             if member.kind == "int":
-                values.append(value + member.plus)
+                values.append(value if not member.plus else _within(value + member.plus, member.code))
                 continue
             part: bytes
             if member.kind == "text":
@@ -443,58 +492,61 @@ class _Reader:
     # -- columns
 
     def _contents(self) -> Contents:
-        streams, first = [], 0
-        data, stamp, offset, lost = [], [], [], []
-        ordered = sorted(self._rows.values(), key=lambda r: (r.cpu < 0, r.cpu))
-        nameless = 0
-        base = 0
-        for number, rows in enumerate(ordered):
-            cpu = rows.cpu
-            if cpu < 0:
-                cpu, nameless = number, nameless + 1
-            begin = np.frombuffer(rows.begin, np.uint64).astype(np.int64)
-            stamp.append(np.frombuffer(rows.stamp, np.uint64))
-            data.append(np.frombuffer(rows.data, np.uint8))
-            offset.append(begin + base)
-            row = np.minimum(np.frombuffer(rows.lost_row, np.int64), len(begin))
-            lost.append((np.full(len(row), number, np.int64), first + row, np.frombuffer(rows.lost_count, np.int64)))
-            streams.append(Stream("", cpu, first, first + len(begin)))
-            first += len(begin)
-            base += len(rows.data)
+        data = np.concatenate([np.zeros(0, np.uint8), *(np.frombuffer(r.data, np.uint8) for r in self._rows)])
+        bases = np.cumsum([0, *(len(r.data) for r in self._rows)]).tolist()
+        groups: dict[int, list[tuple[_Rows, int]]] = {}
+        for number, rows in enumerate(self._rows):
+            groups.setdefault(rows.cpu if rows.cpu >= 0 else MAX_CPUS + number, []).append((rows, bases[number]))
+        nameless = [cpu for cpu in groups if cpu >= MAX_CPUS]
         if nameless:
-            self._warnings.append(f"{self._path}: {nameless} data streams do not say their CPU, and are numbered")
+            self._warnings.append(f"{self._path}: {len(nameless)} data streams do not say their CPU, and are numbered")
         if self._left_out:
             event, what = next(iter(self._left_out.items()))
             self._warnings.append(
                 f"{self._path}: {len(self._left_out)} kinds of events have fields that are left out, for they are of no"
                 f" kind that is read here, or too long (of {event}: {what})"
             )
-        all_data = np.concatenate(data).copy() if data else np.zeros(0, np.uint8)
-        offsets = np.concatenate(offset) if offset else np.zeros(0, np.int64)
-        lengths = np.diff(np.r_[offsets, len(all_data)]).astype(np.int32)
-        stamps = np.concatenate(stamp) if stamp else np.zeros(0, np.uint64)
-        if self._tid is None:
-            self._threads(all_data, offsets, streams, lost)
-        name, options, stamps = self._time(stamps)
-        columns = [np.concatenate(c) for c in zip(*lost, strict=True)] if lost else [np.zeros(0, np.int64)] * 3
+        streams: list[Stream] = []
+        parts, lost = [], []
+        first = 0
+        taken = {cpu for cpu in groups if cpu < MAX_CPUS}
+        for cpu, group in sorted(groups.items()):
+            if cpu >= MAX_CPUS:
+                cpu = next(n for n in range(MAX_CPUS) if n not in taken)
+                taken.add(cpu)
+            stamp, offset, length, marks = _merged(group)
+            parts.append((stamp, offset, length))
+            lost += [(len(streams), first + row, count) for row, count in sorted(marks.items())]
+            streams.append(Stream("", cpu, first, first + len(stamp)))
+            first += len(stamp)
+        stamp, offset, length = (
+            np.concatenate([np.zeros(0, kind), *column])
+            for kind, column in zip(
+                (np.uint64, np.int64, np.int32), zip(*parts, strict=True) if parts else ((), (), ()), strict=True
+            )
+        )
+        columns = np.array(lost, np.int64).reshape(-1, 3).T.copy()
+        losses = Losses(columns[0], columns[1], columns[2])
+        self._switches(data, offset, streams, losses)
+        clock, options, stamp = self._time(stamp)
         return Contents(
             path=self._path,
             format="CTF",
-            clock=name,
+            clock=clock,
             cpus=max((s.cpu + 1 for s in streams), default=0),
-            data=all_data,
-            stamp=stamps,
-            offset=offsets,
-            length=lengths,
+            data=data,
+            stamp=stamp,
+            offset=offset,
+            length=length,
             streams=tuple(streams),
-            losses=Losses(*columns),
+            losses=losses,
             format_texts=[kind.text for kind in self._kinds.values()],
             comms=lambda: {tid: comm for tid, comm in self._comms.items() if comm and comm != "<...>"},
             options=options,
             warnings=self._warnings,
         )
 
-    def _time(self, stamps: npt.NDArray[np.uint64]) -> tuple[str, Options, npt.NDArray[np.uint64]]:
+    def _time(self, stamps: U64) -> tuple[str, Options, U64]:
         """The trace clock's name, what else is known of time, and the stamps in its units."""
         options = Options(recorder=str(self._env.get("written_by", self._env.get("tracer_name", ""))))
         options.uname = " ".join(
@@ -523,45 +575,82 @@ class _Reader:
         ns = [value * 1_000_000_000 // hz for value in stamps.tolist()]
         return name or "ctf", options, np.array([n & (1 << 64) - 1 for n in ns], np.uint64)
 
-    def _threads(
-        self, data: npt.NDArray[np.uint8], offset: I64, streams: list[Stream], lost: list[tuple[I64, I64, I64]]
-    ) -> None:
-        """Write into the records which thread was on its CPU, where only switches tell: between two losses it is known.
+    def _switches(self, data: Bytes, offset: I64, streams: list[Stream], losses: Losses) -> None:
+        """Take names of tasks from switches; and where only they tell which thread an event is of, write it there.
 
-        Without a switch between them it is not; such events are of thread -1.
+        Between two losses it is known; without a switch between them it is not, and the events are of thread -1.
         """
         kind = next((k for k in self._kinds.values() if (k.system, k.name) == ("sched", "sched_switch")), None)
-        if kind is None:
-            self._warnings.append(
-                f"{self._path}: it has no context tid and no sched_switch events: its events are of no known thread"
-                " (lttng add-context -k -t tid)"
-            )
+        at = {} if kind is None else kind.places
+        if kind is None or not {"prev_pid", "next_pid"} <= at.keys():
+            if len(offset) and not self._has_tids:
+                self._warnings.append(
+                    f"{self._path}: it has neither a context tid nor sched_switch events: which threads its events are"
+                    " of is not known (lttng add-context -k -t tid)"
+                )
             return
-        places = {m.name: i for i, m in enumerate(kind.members)}
-        if not {"prev_pid", "next_pid"} <= places.keys():
-            return
-        sizes = [struct.calcsize("<" + m.code) if m.kind == "int" else 4 for m in kind.members]
-        at = {n: _HEAD + sum(sizes[: places[n]]) for n in ("prev_pid", "next_pid")}
-        kinds = unaligned(data, "<u2")[offset] if len(offset) else np.zeros(0, np.uint16)
         pids = unaligned(data, "<i4")
-        for stream, (_, rows, _) in zip(streams, lost, strict=True):
-            cuts = [stream.first, *sorted({r for r in rows.tolist() if stream.first < r < stream.last}), stream.last]
-            for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
-                switches = begin + np.flatnonzero(kinds[begin:end] == kind.number)
-                if not len(switches):
+        switch = np.flatnonzero(unaligned(data, "<u2")[offset] == kind.number)
+        if "next_comm" in at and self._task is None:
+            tids, last = np.unique(pids[offset[switch[::-1]] + at["next_pid"]], return_index=True)
+            for tid, row in zip(tids.tolist(), offset[switch[::-1][last]].tolist(), strict=True):
+                locator = int(pids[row + at["next_comm"]])
+                text = data[row + (locator & 0xFFFF) : row + (locator & 0xFFFF) + (locator >> 16)].tobytes()
+                self._comms[tid] = text.split(b"\0", 1)[0].decode("utf-8", "replace")
+        if self._has_tids:
+            return
+        for number, stream in enumerate(streams):
+            rows = losses.row[losses.stream == number]
+            inside = np.unique(rows[(rows > stream.first) & (rows < stream.last)]).tolist()
+            for begin, end in pairwise([stream.first, *inside, stream.last]):
+                mine = switch[np.searchsorted(switch, begin) : np.searchsorted(switch, end)]
+                if not len(mine):
                     continue
                 # before the first switch ran whom it switches from; a switch itself is of whom it leaves
-                after = np.searchsorted(switches, np.arange(begin, end))
-                known = np.r_[
-                    pids[offset[switches[:1]] + at["prev_pid"]], pids[offset[switches] + at["next_pid"]]
-                ]
-                pids[offset[begin:end] + 4] = known[after]
+                known = np.r_[pids[offset[mine[:1]] + at["prev_pid"]], pids[offset[mine] + at["next_pid"]]]
+                pids[offset[begin:end] + 4] = known[np.searchsorted(mine, np.arange(begin, end))]
+
+
+def _merged(group: list[tuple[_Rows, int]]) -> tuple[U64, I64, I32, dict[int, int]]:
+    """The events of one CPU's data streams, whose records begin at the bytes given, in the order of their stamps.
+
+    Returns stamps, offsets and lengths of the records, and how many events were lost (-1: not counted) before which:
+    where another stream has events between a lost one's neighbours, before any of these.
+    """
+    stamp = np.concatenate([np.frombuffer(r.stamp, np.uint64) for r, _ in group])
+    begin = [np.frombuffer(r.begin, np.uint64).astype(np.int64) for r, _ in group]
+    length = [np.diff(np.r_[b, len(r.data)]).astype(np.int32) for b, (r, _) in zip(begin, group, strict=True)]
+    offset = np.concatenate([b + base for b, (_, base) in zip(begin, group, strict=True)])
+    away = relative(stamp, int(stamp[0]) if len(stamp) else 0)
+    order = np.argsort(away, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    marks: dict[int, int] = {}
+    first = 0
+    for rows, _ in group:
+        count = len(rows.stamp)
+        for row, number in zip(rows.lost_row, rows.lost_count, strict=True):
+            to = int(place[first + row]) if row < count else len(order)
+            after = int(place[first + row - 1]) if row else -1
+            if len(group) > 1:
+                marks |= {other: marks.get(other, -1) for other in range(after + 1, to)}
+            known = marks.get(to, -1)
+            marks[to] = max(known, number) if -1 in (known, number) else known + number
+        first += count
+    return stamp[order], offset[order], np.concatenate(length)[order], marks
 
 
 def _fields(struct_class: Any) -> list[tuple[str, Any]]:  # noqa: ANN401
     """The names and classes of a structure's fields; none of None."""
     members = [] if struct_class is None else list(struct_class.items())[:MAX_FIELDS]
     return [(str(name), member.field_class) for name, member in members]
+
+
+def _within(value: int, code: str) -> int:
+    """A value cut to what ``code`` holds."""
+    bits = 8 * struct.calcsize("<" + code)
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if code.islower() else (0, (1 << bits) - 1)
+    return max(low, min(value, high))
 
 
 def _code(bits: int, is_signed: bool) -> str:
