@@ -106,10 +106,15 @@ def _event(kind: Kind) -> str:
 def _unique(name: str, taken: set[str]) -> str:
     """A name for a field that no other of the event has, nor the length of one."""
     name = "_" + _NAME.sub("_", name)
-    while {name, f"{name}_length"} & taken:
+    while {name, _length(name)} & taken:
         name += "_"
-    taken |= {name, f"{name}_length"}
+    taken |= {name, _length(name)}
     return name
+
+
+def _length(name: str) -> str:
+    """What LTTng calls the length of an array; babeltrace2 does not print it."""
+    return f"_{name}_length"
 
 
 def _field(name: str, field: Field, *, is_hexadecimal: bool) -> list[str]:
@@ -125,7 +130,7 @@ def _field(name: str, field: Field, *, is_hexadecimal: bool) -> list[str]:
     element = _integer(8 * size, field.signed and field.kind == "array", base)
     if shape == "ints":
         return [f"\t\t{element} {name}[{field.size // size}];\n"]
-    return [f"\t\tu32 {name}_length;\n", f"\t\t{element} {name}[{name}_length];\n"]
+    return [f"\t\tu32 {_length(name)};\n", f"\t\t{element} {name}[{_length(name)}];\n"]
 
 
 def _integer(bits: int, signed: bool, base: int = 10) -> str:

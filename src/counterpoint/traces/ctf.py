@@ -78,7 +78,9 @@ def read(path: str) -> Contents:
         return _Reader(bt2, path, folder).read()
     except bt2._Error as err:
         causes = [cause.message for cause in err]
-        raise BadFileError(f"babeltrace2 cannot read it: {causes[0] if causes else err}", path) from None
+        raise BadFileError(
+            f"babeltrace2 cannot read it: {causes[0] if causes else err} (babeltrace2 {folder} may say more)", path
+        ) from None
 
 
 # -- kinds of events
@@ -157,12 +159,12 @@ def _shown(member: _Member) -> tuple[str, str]:
         return f"{name}=%s", f"__get_str({name})"
     size = struct.calcsize("<" + member.code)
     if member.kind == "list":
-        length = f"__get_dynamic_array_len({name}) / {size}"
-        return f"{name}=%s", f"__print_array(__get_dynamic_array({name}), {length}, {size})"
-    long = "ll" if size == 8 else ""
+        count = f"__get_dynamic_array_len({name}) / {size}"
+        return f"{name}=%s", f"__print_array(__get_dynamic_array({name}), {count}, {size})"
+    length = {1: "hh", 2: "h", 4: "", 8: "ll"}[size]
     if member.is_hexadecimal:
-        return f"{name}=0x%{long}x", f"REC->{name}"
-    return f"{name}=%{long}{'d' if member.code.islower() else 'u'}", f"REC->{name}"
+        return f"{name}=0x%{length}x", f"REC->{name}"
+    return f"{name}=%{length}{'d' if member.code.islower() else 'u'}", f"REC->{name}"
 
 
 # -- streams
@@ -446,7 +448,8 @@ class _Reader:
     def _members(self, struct_class: Any, path: tuple[int, ...], event: str, before: str = "") -> Iterator[_Member]:  # noqa: ANN401
         """The fields of a structure, those of structures in it after its own name."""
         fields = _fields(struct_class)
-        lengths = {f"{name}_length" for name, cls in fields if isinstance(cls, self._bt2._DynamicArrayFieldClassConst)}
+        arrays = [name for name, cls in fields if isinstance(cls, self._bt2._DynamicArrayFieldClassConst)]
+        lengths = {f"_{name}_length" for name in arrays} | {f"{name}_length" for name in arrays}
         for index, (name, cls) in enumerate(fields):
             if isinstance(cls, self._bt2._StructureFieldClassConst) and len(path) < 8:
                 yield from self._members(cls, (*path, index), event, f"{before}{name}_")
