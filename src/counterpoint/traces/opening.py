@@ -9,7 +9,7 @@ from pathlib import Path
 
 from counterpoint.dat_layout import MAGIC
 from counterpoint.errors import BadFileError
-from counterpoint.traces import dat
+from counterpoint.traces import dat, perf
 from counterpoint.traces.contents import Contents
 
 HEAD = 4096
@@ -25,7 +25,10 @@ class Format:
     read: Callable[[str], Contents]
 
 
-FORMATS = (Format("trace.dat", lambda _, head: head.startswith(MAGIC), dat.read),)
+FORMATS = (
+    Format("trace.dat", lambda _, head: head.startswith(MAGIC), dat.read),
+    Format("perf.data", lambda _, head: head.startswith((perf.MAGIC, perf.SWAPPED)), perf.read),
+)
 """Asked in this order. ``info`` calls a recording's format by its name here."""
 
 
