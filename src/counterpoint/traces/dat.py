@@ -52,7 +52,7 @@ def read(path: str) -> Contents:
         streams=streams,
         losses=losses,
         format_texts=list(format_texts(container)),
-        comms=lambda: _comms(container),
+        comms=lambda: saved_comms(container),
         big_endian=container.big_endian,
         long_size=reader.long_size,
         options=options,
@@ -65,7 +65,8 @@ def read(path: str) -> Contents:
     )
 
 
-def _comms(container: Container) -> dict[int, str]:
+def saved_comms(container: Container) -> dict[int, str]:
+    """Command names by pid, as trace.dat has them; none where it has no such piece."""
     piece = container.piece(Option.CMDLINES)
     out = {}
     for line in piece[8:].split(b"\n"):
