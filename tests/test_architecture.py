@@ -19,7 +19,7 @@ ZIPAPP = (
     "commands/doctor.py",
     "commands/record.py",
 )
-ROOMS = ("clocks", "traces", "claims", "proof", "timeline", "outputs", "commands")
+ROOMS = ("clocks", "traces", "claims", "proof", "timeline", "analysis", "outputs", "commands")
 
 
 def imported(path: Path) -> set[str]:

@@ -91,6 +91,17 @@ def test_injections_into_a_busy_vmm_change_nothing(run_vmm):
     print("stood still, us: median {}, least {}, most {}; loads {}".format(*figures, os.getloadavg()))
 
 
+def test_the_tool_is_scheduled_afterwards_as_before(run_vmm):
+    vmm = run_vmm("busy")
+    injector = Injector(vmm.pid)
+    before = os.sched_getaffinity(0), os.sched_getscheduler(0), os.sched_getparam(0)
+
+    ask(injector, vcpus_of(vmm.pid)[0])
+
+    assert (os.sched_getaffinity(0), os.sched_getscheduler(0), os.sched_getparam(0)) == before
+    sound(vmm)
+
+
 def test_injections_between_signals_change_nothing(run_vmm):
     vmm = run_vmm("exits")
     injector = Injector(vmm.pid)

@@ -178,3 +178,32 @@ def test_without_duckdb_the_extra_is_named(files, capsys, monkeypatch):
     assert main(["sql", *map(str, files), "SELECT 1"]) == 2
 
     assert "pip install 'counterpoint[sql]'" in capsys.readouterr().err
+
+
+def test_the_states_of_each_vcpu_add_up_to_the_span_of_its_host(views, result):
+    first, last = int(result.host.stamp.min()), int(result.host.stamp.max())
+    span = result.timeline.rate.to_ns(last) - result.timeline.rate.to_ns(first)
+    sums = "sum(took_ns), max(end_ns) - min(begin_ns), sum(end_ticks - begin_ticks)"
+    found = rows(views, f"SELECT guest, vcpu, {sums} FROM vcpu_states GROUP BY 1, 2 ORDER BY 2")
+
+    ticks = last - first
+    assert found == [("guest", 0, span, span, ticks), ("guest", 1, span, span, ticks)]
+
+
+def test_states_have_their_reasons_and_who_runs_instead(views, result):
+    told = rows(views, "SELECT DISTINCT state, reason FROM vcpu_states WHERE state IN ('halted', 'polling')")
+    waits = rows(views, "SELECT by_tid, by_task FROM vcpu_states WHERE state = 'waiting' AND by_tid > 0")
+    inside = rows(views, "SELECT guest_what, guest_task FROM vcpu_states WHERE guest_context = 'task'")
+
+    guest = result.guests[0].recording
+    assert sorted(told) == [("halted", "hlt"), ("polling", "hlt")]
+    assert all(task == result.host.comm(tid) for tid, task in waits)
+    assert inside
+    assert all(task == guest.comm(tid) for tid, task in inside)
+
+
+def test_exits_have_their_reason_as_text(views):
+    found = rows(views, "SELECT DISTINCT exit_reason, reason FROM exits ORDER BY 1")
+
+    assert (120, "hlt") in found
+    assert (124, "msr") in found

@@ -155,19 +155,27 @@ def _find(content: bytes, pattern: bytes, step: int, start: int) -> int | None:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """No signal reaches this thread meanwhile: Ctrl-C waits until the vCPU goes on. SIGCHLD tells of its stops."""
+def _undisturbed(cpu: int | None) -> Iterator[None]:
+    """No signal reaches this thread meanwhile: Ctrl-C waits until the vCPU goes on. SIGCHLD tells of its stops.
+
+    ``cpu``: where the vCPU's thread ran last, if it is known.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGSEGV, signal.SIGBUS})
     collecting, policy, parameters = gc.isenabled(), os.sched_getscheduler(0), os.sched_getparam(0)
+    places = os.sched_getaffinity(0)
     gc.disable()
     # a vCPU stands still until this thread has a CPU (one that is real-time already stays what it is)
     with suppress(OSError):
         if policy not in (os.SCHED_FIFO, os.SCHED_RR):
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        # beside the vCPU's thread: the two take turns, and neither waits for another CPU to be woken for it
+        if cpu is not None:
+            os.sched_setaffinity(0, {cpu})
     try:
         yield
     finally:
         with suppress(OSError):
+            os.sched_setaffinity(0, places)
             os.sched_setscheduler(0, policy, parameters)
         if collecting:
             gc.enable()
@@ -315,7 +323,7 @@ class Injector:
             if (verdicts := self._verdicts.get((tid, known.started))) is not None:
                 verdicts.judge(self.arch.audit)
             thread = _Thread(tid)
-            with _undisturbed():
+            with _undisturbed(_last_cpu(self.pid, tid)):
                 try:
                     found = self._stopped_call(thread, plan, known)
                 except _NotNow as err:
@@ -418,6 +426,15 @@ class Injector:
 
 def _descriptor(call: Call, vcpu_fd: int) -> int:
     return vcpu_fd if call.descriptor is None else call.descriptor
+
+
+def _last_cpu(pid: int, tid: int) -> int | None:
+    """The CPU that the thread ran on last (proc(5): ``processor`` in its stat); None where it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/task/{tid}/stat").read_text(encoding="utf-8", errors="replace")
+        return int(text.rpartition(")")[2].split()[36])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _writable(pid: int) -> tuple[list[int], list[int]]:

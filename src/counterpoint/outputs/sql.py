@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from counterpoint.clocks.counter import relative
+from counterpoint.analysis.contexts import Context
+from counterpoint.analysis.exits import ExitNames
+from counterpoint.analysis.states import State, VcpuStates, vcpu_states
+from counterpoint.clocks.counter import I64, add, relative
 from counterpoint.errors import UsageError
 from counterpoint.outputs.parquet import write_parquet
 from counterpoint.outputs.report import sync_report
@@ -30,6 +33,7 @@ VIEWS = {
     "events": "a row an event, as in docs/parquet.md, and its position in the merged order",
     "sched": "what ran on each CPU: from a sched_switch to the next, where no event was lost between",
     "exits": "each kvm_exit with the kvm_entry after it; entry_ns is null where the host did not see that",
+    "vcpu_states": "what each vCPU was doing at every instant: a row a state, in order",
     "proof": "a row an epoch of each vCPU's clock map: verdict, offset, bound",
 }
 
@@ -147,7 +151,7 @@ def _views(connection: Any, result: SyncResult, path: Path) -> None:  # noqa: AN
     schema = parquet.read_schema(path)
     members = [f.name for f in schema.field("fields").type] if "fields" in schema.names else []
     connection.execute(_SCHED if all(name in members for name in _SWITCH_FIELDS) else _NO_SCHED)
-    for name, table in (("exits", _exits(result)), ("proof", _proof(result))):
+    for name, table in (("exits", _exits(result)), ("vcpu_states", _states(result)), ("proof", _proof(result))):
         connection.register("given", table)
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM given")  # noqa: S608
         connection.unregister("given")
@@ -241,6 +245,7 @@ def _exits_of(result: SyncResult, machine: Machine) -> Any:  # noqa: ANN401
         "exit_ns": from_numpy(pa.int64(), ns, has_ns),
         "entry_ns": from_numpy(pa.int64(), entry_ns, has_ns & known),
         "handled_ns": from_numpy(pa.int64(), entry_ns - ns, has_ns & known),
+        "reason": _named(ExitNames(recording).of(out)),
         "exit_ticks": from_numpy(pa.uint64(), ticks, np.ones(len(out), np.bool_)),
         "entry_ticks": from_numpy(pa.uint64(), entry_ticks, known),
     }
@@ -249,6 +254,77 @@ def _exits_of(result: SyncResult, machine: Machine) -> Any:  # noqa: ANN401
         if event and field.kind == "int" and not field.dynamic and field.name and field.name not in columns:
             columns[field.name] = pa.array(recording.column(event, field.name, out))
     return pa.table(columns)
+
+
+def _states(result: SyncResult) -> Any:  # noqa: ANN401
+    """The states of every vCPU thread, a row each."""
+    import pyarrow as pa
+
+    word = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema(
+        {
+            "guest": pa.string(), "vcpu": pa.int32(), "host": pa.string(), "tid": pa.int32(), "state": word,
+            "reason": word, "told_by": word, "cpu": pa.int32(), "by_tid": pa.int32(), "by_task": word,
+            "guest_context": word, "guest_what": pa.int64(), "guest_task": word, "begin_ns": pa.int64(),
+            "end_ns": pa.int64(), "took_ns": pa.int64(), "begin_ticks": pa.uint64(), "end_ticks": pa.uint64(),
+        }
+    )  # fmt: skip
+    tables = [_states_of(result, vcpu, schema) for vcpu in vcpu_states(result)]
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def _states_of(result: SyncResult, vcpu: VcpuStates, schema: Any) -> Any:  # noqa: ANN401
+    import pyarrow as pa
+
+    timeline = result.timeline
+    machines = timeline.machines
+    n = len(vcpu)
+    begin, end = (add(at.view(np.uint64), timeline.base) for at in (vcpu.begin, vcpu.ends))
+    rate = timeline.rate
+    zero = np.zeros(n, np.int64)
+    begin_ns, end_ns = (zero, zero) if rate is None else (rate.array_to_ns(begin), rate.array_to_ns(end))
+    has_ns = np.full(n, rate is not None)
+    by_task = np.full(n, -1, np.int64)
+    names: list[str] = []
+    for number, machine in enumerate(machines):
+        waits = np.flatnonzero((vcpu.machine == number) & (vcpu.by >= 0))
+        tids, at = np.unique(vcpu.by[waits], return_inverse=True)
+        by_task[waits] = at + len(names)
+        names += [machine.recording.comm(tid) for tid in tids.tolist()]
+    told = np.unique(vcpu.what[vcpu.context == Context.TASK])
+    inside = next((m.recording for m in machines if m.name == vcpu.guest), None)
+    task = np.where(vcpu.context == Context.TASK, np.searchsorted(told, vcpu.what), -1)
+    tasks = [inside.comm(tid) if inside else "<...>" for tid in told.tolist()]
+    columns = {
+        "guest": pa.array([vcpu.guest] * n, pa.string()),
+        "vcpu": pa.array([vcpu.guest_cpu] * n, pa.int32()),
+        "host": pa.array([vcpu.host] * n, pa.string()),
+        "tid": pa.array(np.full(n, vcpu.tid, np.int32)),
+        "state": _named((vcpu.state.astype(np.int64), [state.name.lower() for state in State])),
+        "reason": _named(vcpu.causes()),
+        "told_by": _named((vcpu.machine.astype(np.int64), [m.name for m in machines])),
+        "cpu": from_numpy(pa.int32(), vcpu.cpu.astype(np.int32), vcpu.cpu >= 0),
+        "by_tid": from_numpy(pa.int32(), vcpu.by.astype(np.int32), vcpu.by >= 0),
+        "by_task": _named((by_task, names)),
+        "guest_context": _named((vcpu.context.astype(np.int64) - 1, [c.name.lower() for c in list(Context)[1:]])),
+        "guest_what": from_numpy(pa.int64(), vcpu.what, vcpu.what >= 0),
+        "guest_task": _named((task, tasks)),
+        "begin_ns": from_numpy(pa.int64(), begin_ns, has_ns),
+        "end_ns": from_numpy(pa.int64(), end_ns, has_ns),
+        "took_ns": from_numpy(pa.int64(), end_ns - begin_ns, has_ns),
+        "begin_ticks": pa.array(begin),
+        "end_ticks": pa.array(end),
+    }
+    return pa.table(columns, schema=schema)
+
+
+def _named(named: tuple[I64, Sequence[str]]) -> Any:  # noqa: ANN401
+    """Texts by an index (-1: null) into them, as a dictionary."""
+    import pyarrow as pa
+
+    index, names = named
+    at = from_numpy(pa.int32(), index.astype(np.int32), index >= 0)
+    return pa.DictionaryArray.from_arrays(at, pa.array(list(names), pa.string()))
 
 
 def shown(value: object) -> object:

@@ -1,0 +1,1 @@
+"""What the merged timeline means: what each vCPU was doing, and why."""
