@@ -92,8 +92,12 @@ class Progress:
 
 
 def is_capture(args: argparse.Namespace) -> bool:
-    """Whether a folder is the only recording that was named."""
-    return Path(args.host).is_dir() and not args.guests
+    """Whether a folder is all that was named, and it is no recording itself."""
+    if not Path(args.host).is_dir() or args.guests:
+        return False
+    from counterpoint.traces.opening import is_recording
+
+    return not is_recording(args.host)
 
 
 def expand(args: argparse.Namespace) -> dict[str, Any]:

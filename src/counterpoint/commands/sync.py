@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", action="append", default=[], metavar="FILE",
         help=f"write the timeline; the ending says how: {' '.join(ENDINGS)}; NAME.parquet/ is a folder with a part a"
-        " machine (repeatable)",
+        " machine, any other FOLDER/ gets CTF 1.8 (repeatable)",
     )  # fmt: skip
     parser.add_argument(
         "--attach", metavar="DIR",
@@ -131,10 +131,10 @@ def _dat_format(args: argparse.Namespace) -> DatFormat:
 
 
 def _check_output(path: Path, *, is_folder: bool, force: bool, inputs: list[str]) -> None:
-    if path.suffix not in ENDINGS:
-        raise UsageError(f"-o {path}: the ending must be one of {' '.join(ENDINGS)}")
-    if is_folder and path.suffix != ".parquet":
-        raise UsageError(f"-o {path}/: only NAME.parquet/ is a folder")
+    if path.suffix not in ENDINGS and not is_folder:
+        raise UsageError(f"-o {path}: the ending must be one of {' '.join(ENDINGS)}, or / of a folder for CTF")
+    if is_folder and path.suffix in ENDINGS and path.suffix != ".parquet":
+        raise UsageError(f"-o {path}/: that is the name of a file; a folder with this ending can only be NAME.parquet/")
     if path.suffix == ".parquet":
         from counterpoint.outputs.parquet import check_installed
 
@@ -150,7 +150,12 @@ def _check_output(path: Path, *, is_folder: bool, force: bool, inputs: list[str]
 
 def _write(result: SyncResult, path: Path, args: argparse.Namespace, progress: Progress, *, is_folder: bool) -> None:
     force = args.force
-    if path.suffix == ".pftrace":
+    if is_folder and path.suffix != ".parquet":
+        from counterpoint.outputs.ctf import write_ctf
+
+        for note in write_ctf(result, path, overwrite=force, progress=progress):
+            warn(f"{path}: {note}")
+    elif path.suffix == ".pftrace":
         from counterpoint.outputs.perfetto import write_perfetto
 
         write_perfetto(result, path, overwrite=force)
