@@ -1,7 +1,7 @@
 """What a machine boots: a kernel, a small initrd, and a disk, out of unpacked packages.
 
-The disk is read-only and the same for the host and its guests (the host passes it on); what is written goes to memory. It
-carries the kernel and the initrd as well, so that a host can boot guests with nothing else.
+The disk is read-only and the same for the host and its guests (the host passes it on); what is written goes to memory.
+It carries the kernel and the initrd as well, so that a host can boot guests with nothing else.
 """
 
 from __future__ import annotations
@@ -41,6 +41,13 @@ LEFT_OUT = (
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic?", "libcrc32c?", "overlay")
 # of every machine: the share, and the ports that commands come by
 COMMON_MODULES = ("virtio_console", "9p", "9pnet_virtio")
+
+# names given to busybox where no package brings the tool
+TOOLS = """
+sh mount umount mkdir insmod modprobe lsmod rmmod cat ls sleep echo cp mv rm ln hostname ip base64 flock tail head sed
+grep awk printf ps kill dmesg uname tr cut sort wc dd touch chmod chroot env find xargs seq date mkfifo mktemp id stat
+sync test timeout tee true false nc vi less readlink basename dirname nproc taskset
+"""
 
 INITRD_INIT = """#!/bin/sh
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
@@ -124,7 +131,7 @@ def _content(file: Path) -> bytes:
 
 
 class Modules:
-    """Modules of a kernel by name, their dependencies read from the modules themselves (a package has no modules.dep)."""
+    """Modules of a kernel by name. What they depend on they say themselves: a package has no modules.dep."""
 
     def __init__(self, kernel_root: Path) -> None:
         self.release = release(kernel_root)
@@ -146,7 +153,7 @@ class Modules:
         return self._contents[name]
 
     def needs(self, name: str) -> list[str]:
-        """Return what a module says that it depends on, and what it says is to be loaded before it, if that is a module."""
+        """Return what a module says that it depends on, and what it says is to be loaded before it."""
         data = self.content(name)
         said = re.search(rb"\0depends=([^\0]*)\0", b"\0" + data)
         names = said[1].decode().split(",") if said and said[1] else []
@@ -176,7 +183,7 @@ class Modules:
 
 
 def cpio(files: Mapping[str, bytes | str], folders: Iterable[str] = ()) -> bytes:
-    """Return a newc archive (Documentation/driver-api/early-userspace/buffer-format.rst): bytes are programs, str a link."""
+    """Return a newc archive (Documentation/driver-api/early-userspace/buffer-format.rst); str is a link."""
     out = bytearray()
 
     def add(number: int, name: str, mode: int, data: bytes) -> None:
@@ -217,7 +224,7 @@ def disk(path: Path, folder: Path) -> Path:
     making = path.with_suffix(".making")
     making.unlink(missing_ok=True)
     command = [tool, "-q", "-t", "ext4", "-O", "^has_journal", "-b", "4096", "-m", "0", "-d", str(folder), str(making)]
-    done = subprocess.run([*command, f"{size * 11 // 10 // 1024 + 32768}k"], capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run([*command, f"{size * 11 // 10 // 1024 + 32768}k"], capture_output=True, text=True)
     if done.returncode:
         raise LabError(f"mke2fs: {done.stderr.strip()}")
     making.rename(path)
@@ -242,8 +249,8 @@ def system(
 ) -> System:
     """Return kernel, initrd and disk of a machine; made once for the same parts.
 
-    `root` has to hold busybox-static's busybox. `modules` are loaded by the init, in order; those of the initrd come before
-    them. `extra` are more files of the disk.
+    `root` has to hold busybox-static's busybox. `modules` are loaded by the init, in order; those of the initrd come
+    before them. `extra` are more files of the disk.
     """
     names = [*BOOT_MODULES, *COMMON_MODULES, *modules]
     parts = repr((root.name, kernel_root.name, names, sorted((extra or {}).items()), LEFT_OUT, INIT, INITRD_INIT))
@@ -307,10 +314,7 @@ def _modules(stage: Path, known: Modules, names: Iterable[str]) -> None:
 
 def _busybox(stage: Path) -> None:
     """Give busybox the names of tools that no package of the root brings."""
-    tools = "sh mount umount mkdir insmod modprobe lsmod rmmod cat ls sleep echo cp mv rm ln hostname ip ifconfig base64 " \
-        "flock tail head sed grep awk printf ps kill dmesg uname tr cut sort wc dd touch chmod chroot env find xargs seq " \
-        "date mkfifo mktemp id stat sync test timeout tee true false nc vi less readlink basename dirname nproc taskset"  # fmt: skip
-    for tool in tools.split():
+    for tool in TOOLS.split():
         if not any((stage / folder / tool).exists() for folder in ("usr/bin", "usr/sbin", "bin", "sbin")):
             (stage / "usr/bin" / tool).symlink_to("busybox")
     if not (stage / "usr/sbin/modprobe").exists():

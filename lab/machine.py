@@ -1,8 +1,8 @@
 """An emulated machine: QEMU, its console in a file, its monitor, and commands into it and into guests inside it.
 
-Commands go over virtio-serial ports. The host machine has some; a guest inside is started with one of them as the other
-end of its own port, so that the lab talks to it directly: no process of the host relays, nothing is polled, and little of
-it is seen in traces.
+Commands go over virtio-serial ports. The host machine has some; a guest inside is started with one of them as the
+other end of its own port, so that the lab talks to it directly: no process of the host relays, nothing is polled, and
+little of it is seen in traces.
 
     -device virtio-serial-pci -chardev stdio,id=lab,signal=off -device virtserialport,chardev=lab,name=lab.0 \
         <>$(lab-port 1) >&0
@@ -158,13 +158,13 @@ class Machine:
         """Start the emulation; it ends when this process does."""
         self.share.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"{self.name}-qemu.txt").open("wb") as said:
-            self._process = subprocess.Popen(  # noqa: S603
+            self._process = subprocess.Popen(
                 [*self._command, *self._arguments()],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
                 env=None if self._environment is None else dict(self._environment),
-                preexec_fn=_die_with_parent,  # noqa: PLW1509
+                preexec_fn=_die_with_parent,
             )
         ends = time.monotonic() + 30
         while not all((self._run / name).exists() for name in ("qmp", "gdb", *(f"port{n}" for n in range(PORTS)))):

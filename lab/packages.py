@@ -1,7 +1,7 @@
 """Debian's packages as files: fetched by an apt of our own, unpacked into folders, never installed.
 
-apt checks what it fetches against the archive's signature. The state is private (lists, archives, an empty dpkg status), so
-that nothing foreign is installed on this machine, and any architecture and suite can be asked for.
+apt checks what it fetches against the archive's signature. The state is private (lists, archives, an empty dpkg
+status), so that nothing foreign is installed on this machine, and any architecture and suite can be asked for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def default_cache() -> Path:
 
 
 def mirror() -> str:
-    """Return the Debian archive that this machine is set up for: COUNTERPOINT_LAB_MIRROR, its own sources, or Debian's."""
+    """Return the Debian archive to use: COUNTERPOINT_LAB_MIRROR, what this machine is set up for, or Debian's."""
     if given := os.environ.get("COUNTERPOINT_LAB_MIRROR"):
         return given
     sources = Path("/etc/apt/sources.list.d/debian.sources")
@@ -73,7 +73,7 @@ class Suites:
             "pkgCacheFile::Generate": "true",
         }
         command = [tool, *(f"-o{key}={value}" for key, value in options.items()), "-q", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise LabError(f"{tool} {' '.join(arguments)[:200]}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
@@ -129,7 +129,7 @@ class Suites:
             making.mkdir(parents=True)
             # base-files first: its links /bin -> usr/bin are where others' files go
             for file in sorted(files, key=lambda file: (not file.name.startswith("base-files_"), file.name)):
-                subprocess.run(["dpkg-deb", "--extract", file, making], check=True)  # noqa: S603, S607
+                subprocess.run(["dpkg-deb", "--extract", file, making], check=True)
             making.rename(root)
         return root
 
@@ -138,15 +138,14 @@ def _for_all(file: Path) -> Path:
     return file.with_name(file.name.rsplit("_", 1)[0] + "_all.deb")
 
 
+LOADER = "ld-linux-x86-64.so.2"
+
+
 def program(root: Path, path: str) -> list[str]:
-    """Return how a program of an amd64 root is run on this machine: by the root's own loader, with its own libraries."""
+    """Return how a program of an amd64 root is run on this machine: by the root's own loader and libraries."""
     libraries = [root / "usr/lib/x86_64-linux-gnu", root / "lib/x86_64-linux-gnu"]
-    libraries += [folder for folder in libraries[0].glob("pulseaudio") if folder.is_dir()]
     loader = next(p for p in (root / "usr/lib64", root / "lib64", libraries[0], libraries[1]) if (p / LOADER).exists())
     return [str(loader / LOADER), "--library-path", ":".join(map(str, libraries)), str(root / path)]
-
-
-LOADER = "ld-linux-x86-64.so.2"
 
 
 def environment(root: Path) -> dict[str, str]:
