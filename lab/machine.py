@@ -183,6 +183,12 @@ class Machine:
             said = (self.folder / f"{self.name}-qemu.txt").read_text(errors="replace")[-2000:]
             raise LabError(f"{self.name}: QEMU ended with status {status}\n{said}\nits console: {self.console}")
 
+    @property
+    def pid(self) -> int:
+        """The emulator's process."""
+        assert self._process is not None
+        return self._process.pid
+
     def up(self, timeout: float) -> str:
         """Wait until the machine is up; return its kernel's release."""
         return self.channel(0).up(timeout)

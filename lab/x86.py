@@ -1,0 +1,375 @@
+"""The x86 lab: an emulated machine with SVM, Debian's kernel with kvm_amd as host, QEMU's guests under KVM in it.
+
+A case is an `X86` with a few fields set; what happens before and during the recording are functions of the `Session`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab import vmcb
+from lab.images import System, system
+from lab.machine import Channel, Job, Machine
+from lab.packages import LabError, Suites, environment, program
+from lab.run import Lab, Row, holds
+
+# of the one root that is the host's, its guests' and, for the emulator, this machine's
+PACKAGES = ["qemu-system-x86", "python3", "trace-cmd", "busybox-static", "base-files"]
+MODULES = ("kvm_amd", "vhost_vsock", "vmw_vsock_virtio_transport", "msr", "ptp_kvm?")
+KERNELS = {
+    "6.12": (("trixie", "trixie-backports"), "linux-image-amd64"),
+    "7.3": (("trixie", "trixie-backports"), "linux-image-amd64/trixie-backports"),
+    "6.1": (("bookworm",), "linux-image-amd64"),
+}
+QUIET = "console=ttyS0 loglevel=5 mitigations=off nowatchdog audit=0 apparmor=0 random.trust_cpu=on panic=-1"
+FLAGS = "-nodefaults -no-user-config -display none -no-reboot"
+SECRET = "the lab's own secret, of no use elsewhere"  # noqa: S105
+INSIDE = Path(__file__).parent / "inside"
+
+
+def images(cache: Path, kernel: str) -> tuple[Path, System]:
+    """Return the root that the emulator is run from, and what the machines boot."""
+    root = Suites("amd64", ("trixie", "trixie-backports"), cache).root(PACKAGES)
+    names, package = KERNELS[kernel]
+    kernel_root = Suites("amd64", names, cache).root([package], only="linux-*")
+    extra = {}
+    for file in INSIDE.glob("*.py"):
+        start = f'#!/bin/sh\nexec python3 /lab/inside/{file.name} "$@"\n'
+        extra[f"lab/inside/{file.name}"] = file.read_bytes()
+        extra[f"lab/bin/{file.stem.replace('_', '-')}"] = start.encode()
+    return root, system(cache, root, kernel_root, MODULES, extra, python=root)
+
+
+@dataclass
+class Guest:
+    """A guest in the host machine."""
+
+    name: str
+    channel: Channel
+    process: int
+    port: int
+    """The host's port that is the guest's own."""
+    cid: int
+
+
+@dataclass
+class Session:
+    """A host that is up, its guests, and what was read of the truth."""
+
+    lab: Lab
+    case: X86
+    host: Machine
+    zipapp: Path
+    guests: dict[str, Guest] = field(default_factory=dict)
+    truths: list[dict[str, Any]] = field(default_factory=list)
+
+    def pyz(self, arguments: str, timeout: float = 120, check: bool = True) -> str:
+        """Run Counterpoint in the host."""
+        return self.host.run(f"cd /tmp; python3 /lab/share/counterpoint.pyz {arguments}", timeout, check)
+
+    def start_guest(self, name: str, port: int, extra: str = "", append: str = "", wait: bool = True) -> Guest:
+        """Start a guest under KVM in the host; its disk is the host's, its second disk is Counterpoint's zip file."""
+        case, cid = self.case, 2 + port
+        arguments = [
+            *("-name", f"guest={name},debug-threads=on", "-accel", "kvm", "-cpu", case.cpu, "-machine", case.machine),
+            *("-smp", case.smp or str(case.vcpus), "-m", case.memory, *FLAGS.split()),
+            *("-kernel", "/boot/vmlinuz", "-initrd", "/boot/initrd"),
+            *("-append", f"{QUIET} tsc=reliable no_timer_check lab.name={name} {case.append} {append}"),
+            *("-drive", "file=/dev/vda,if=virtio,format=raw,readonly=on,file.locking=off"),
+            *("-drive", "file=/lab/share/counterpoint.pyz,if=virtio,format=raw,readonly=on,file.locking=off"),
+            *("-device", f"vhost-vsock-pci,guest-cid={cid}", "-serial", f"file:/lab/share/{name}-console.txt"),
+            *("-qmp", f"unix:/run/{name}.qmp,server=on,wait=off", "-pidfile", f"/run/{name}.pid"),
+            *("-device", "virtio-serial-pci", "-chardev", "stdio,id=lab,signal=off"),
+            *("-device", "virtserialport,chardev=lab,name=lab.0"),
+        ]
+        line = f"qemu-system-x86_64 {shlex.join(arguments)} {extra}"
+        self.host.run(f"cd /run; {line} <>$(lab-port {port}) >&0 2>/lab/share/{name}-qemu.txt &")
+        said = self.host.share / f"{name}-qemu.txt"
+        text = f"until [ -s /run/{name}.pid ]; do sleep 0.1; done; cat /run/{name}.pid"
+        try:
+            pid = int(self.host.run(text, 30))
+        except LabError:
+            raise LabError(f"{name}: its QEMU did not start: {said.read_text()}") from None
+        guest = Guest(name, self.host.channel(port), pid, port, cid)
+        self.guests[name] = guest
+        if wait:
+            self.wait_guest(guest)
+        return guest
+
+    def wait_guest(self, guest: Guest) -> None:
+        """Wait until a guest is up, and give it what it needs to be recorded."""
+        guest.channel.up(300)
+        self.lab.say(f"{guest.name} is up")
+        size = self.zipapp.stat().st_size
+        text = f"head -c {size} /dev/vdb > /tmp/counterpoint.pyz; umask 077; echo {shlex.quote(SECRET)} > /tmp/secret"
+        guest.channel.run(text)
+
+    def qmp(self, guest: Guest, command: str, **arguments: object) -> Any:  # noqa: ANN401  what the monitor answers
+        """Ask a guest's VMM in the host."""
+        request = json.dumps({"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}})
+        answer = json.loads(self.host.run(f"lab-qmp /run/{guest.name}.qmp {shlex.quote(request)}"))
+        if "error" in answer:
+            raise LabError(f"{guest.name}: {command}: {answer['error'].get('desc')}")
+        return answer.get("return")
+
+    def read_truth(self, when: str) -> dict[str, Any]:
+        """Read every vCPU's offset from KVM's debugfs, and the VMCBs from the machine's memory."""
+        text = self.host.run(
+            "cd /sys/kernel/debug/kvm; for v in */vcpu*; do vm=${v%%/*}; "
+            "echo ${vm%%-*} ${v##*/vcpu} $(cat $v/tsc-offset) $(cat $v/guest_mode) $(cat $v/pid); done; lab-counter now"
+        )
+        *lines, counter = text.split("\n")[:-1]
+        names = {guest.process: guest.name for guest in self.guests.values()}
+        vcpus = []
+        for line in lines:
+            pid, vcpu, offset, nested, tid = (int(word) for word in line.split())
+            name = names.get(pid, str(pid))
+            vcpus.append({"guest": name, "vcpu": vcpu, "offset": offset, "guest_mode": nested, "tid": tid})
+        seen = vmcb.offsets(vmcb.memory_file(self.host.pid))
+        found = [{"nested_cr3": cr3, "offset": offset, "pages": n} for (cr3, offset), n in sorted(seen.items())]
+        truth = {"when": when, "host_counter": int(counter), "debugfs": vcpus, "vmcb": found}
+        self.truths.append(truth)
+        return truth
+
+    def marks(self, guest: Guest | None, seconds: float, period_ms: float = 40) -> list[Job]:
+        """Let each CPU write its counter into the trace for so long: a light load too."""
+        channel = guest.channel if guest else self.host.channel(0)
+        count = self.case.vcpus if guest else 2
+        return [channel.start(f"lab-counter marks {cpu} {seconds} {period_ms}") for cpu in range(count)]
+
+    def start_agent(self, guest: Guest) -> Job:
+        """Start what the guest is recorded by, and wait until it listens."""
+        if self.case.recorder == "trace-cmd-agent":
+            job = guest.channel.start("cd /tmp; trace-cmd agent > agent.txt 2>&1")
+            ready = "grep -q listening /tmp/agent.txt || grep -q 823 /tmp/agent.txt"
+        else:
+            agent = "python3 /tmp/counterpoint.pyz agent --json --secret-file /tmp/secret"
+            job = guest.channel.start(f"cd /tmp; {agent} > agent.txt 2>&1")
+            ready = "grep -q listening /tmp/agent.txt"
+        for_long = f"n=0; until {ready}; do sleep 0.3; n=$((n+1)); [ $n -lt 300 ] || exit 1; done"
+        try:
+            guest.channel.run(for_long, 200)
+        except LabError:
+            raise LabError(f"{guest.name}: no agent: {guest.channel.run('cat /tmp/agent.txt', check=False)}") from None
+        return job
+
+
+@dataclass(frozen=True)
+class X86:
+    """A case on the x86 machine. The defaults are the plain pair."""
+
+    name: str
+    about: str
+    kernel: str = "6.12"
+    vcpus: int = 2
+    smp: str = ""
+    memory: str = "600M"
+    cpu: str = "host"
+    machine: str = "q35"
+    append: str = ""
+    recorder: str = "agent"
+    seconds: float = 5
+    options: str = ""
+    """More of `counterpoint record`."""
+    watch: bool = False
+    """Log each write of an offset while the guest boots."""
+    before: Callable[[Session, Guest], None] | None = None
+    during: Callable[[Session, Guest], None] | None = None
+    verdicts: tuple[str, ...] = ("proved",)
+
+    def run(self, lab: Lab) -> list[Row]:
+        """Boot, record, read the truth, judge."""
+        root, boots = images(lab.cache, self.kernel)
+        lab.say(f"images are there: Linux {boots.release}")
+        with self._machine(lab, root, boots) as host:
+            try:
+                return self._with_host(lab, host, boots)
+            finally:
+                lab.write("host-dmesg.txt", _quietly(host, "dmesg"))
+
+    def _machine(self, lab: Lab, root: Path, boots: System) -> Machine:
+        command = [
+            *program(root, "usr/bin/qemu-system-x86_64"),
+            *("-L", f"{root}/usr/share/qemu", "-L", f"{root}/usr/share/seabios"),
+            *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,+svm,+npt", "-smp", "2", "-m", "3G"),
+            *("-object", "memory-backend-memfd,id=ram,size=3G,share=on", "-machine", "q35,memory-backend=ram"),
+            *("-kernel", str(boots.kernel), "-initrd", str(boots.initrd)),
+            *("-append", f"{QUIET} tsc=reliable clocksource=tsc lab.name=host"),
+            *("-drive", f"file={boots.disk},if=virtio,format=raw,readonly=on"),
+        ]
+        return Machine("host", command, lab.folder, environment(root))
+
+    def _with_host(self, lab: Lab, host: Machine, boots: System) -> list[Row]:
+        zipapp = lab.zipapp()
+        # a disk has whole sectors
+        (host.share / "counterpoint.pyz").write_bytes(zipapp.read_bytes() + bytes(-zipapp.stat().st_size % 512))
+        host.up(120)
+        lab.say("the host is up")
+        session = Session(lab, self, host, zipapp)
+        host.run(f"umask 077; echo {shlex.quote(SECRET)} > /tmp/secret")
+        lab.write("doctor.txt", session.pyz("doctor", check=False))
+        watching = None
+        if self.watch:
+            arguments = "offsets --watch --no-probes --json > /lab/share/watch.jsonl & echo $! > /tmp/watch.pid; wait"
+            watching = host.channel(0).start(f"cd /tmp; python3 /lab/share/counterpoint.pyz {arguments}")
+            lab.eventually(lambda: _size(host.share / "watch.jsonl"), 60, "offsets --watch says what is there")
+        guest = session.start_guest("guest", 1)
+        if watching:
+            host.run("kill -TERM $(cat /tmp/watch.pid)")
+            watching.wait(60, check=False)
+        if self.before:
+            self.before(session, guest)
+        session.start_agent(guest)
+        session.read_truth("before")
+        load = session.marks(guest, 8)
+        offsets = json.loads(session.pyz("offsets --vmm --json", 180, check=False))
+        lab.write("offsets.json", offsets)
+        for job in load:
+            job.wait(120)
+        lab.say("offsets are read")
+        self._record(session, guest)
+        session.read_truth("after")
+        lab.write("truth.json", session.truths)
+        lab.write("guest-dmesg.txt", _quietly(guest.channel, "dmesg"))
+        for file in (host.share / "capture").iterdir():
+            (lab.folder / "capture").mkdir(exist_ok=True)
+            file.rename(lab.folder / "capture" / file.name)
+        vmm = "QEMU " + host.run("qemu-system-x86_64 --version").split()[3]
+        report = lab.counterpoint("sync", lab.folder / "capture", "--json").stdout
+        lab.write("sync.json", report)
+        rows = judge(session, json.loads(report), offsets)
+        for row in rows:
+            row.kernel, row.vmm = boots.release, vmm
+        return rows
+
+    def _record(self, session: Session, guest: Guest) -> None:
+        """Record both until all that is to happen has happened."""
+        host, lab = session.host, session.lab
+        url = f"--guest guest=vsock://{guest.cid}"
+        url += "" if self.recorder == "trace-cmd-agent" else " --guest-secret /tmp/secret"
+        command = (
+            f"record --json --vmm -o /tmp/capture {url} {self.options} > /tmp/record.json & echo $! > /tmp/record.pid"
+        )
+        job = host.channel(0).start(
+            f"cd /tmp; python3 /lab/share/counterpoint.pyz {command}; wait $(cat /tmp/record.pid)"
+        )
+        lab.eventually(
+            lambda: job.done or host.run("[ -s /tmp/capture/guest.dat.cpu0 ] && echo yes", check=False),
+            180,
+            "the recording begins",
+        )
+        if job.done:
+            job.wait(1)
+        lab.say("recording")
+        load = session.marks(guest, self.seconds) + session.marks(None, self.seconds)
+        if self.during:
+            self.during(session, guest)
+        for one in load:
+            one.wait(self.seconds * 10 + 120)
+        host.run("kill -TERM $(cat /tmp/record.pid)")
+        job.wait(180)
+        host.run("cp -r /tmp/capture /lab/share/", 120)
+        lab.write("record.json", host.run("cat /tmp/record.json"))
+        lab.say("recorded")
+
+
+def judge(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any]) -> list[Row]:
+    """Hold what `sync` found, and what each source said before, against the truth: a row for each epoch."""
+    rows = []
+    for guest in report["guests"]:
+        for vcpu in guest["vcpus"]:
+            number = vcpu["guest_cpu"]
+            truths = _true_offsets(session, guest["name"], number)
+            for index, epoch in enumerate(vcpu["epochs"]):
+                truth = truths[index] if len(truths) == len(vcpu["epochs"]) else None
+                row = Row(
+                    case=session.case.name,
+                    architecture="x86",
+                    kernel="",
+                    vmm="",
+                    clock=guest["clock"],
+                    guest=guest["name"],
+                    vcpu=number,
+                    truth=None if truth is None else (truth, truth),
+                    truth_by="debugfs, VMCB",
+                    interval=epoch["feasible"] and (epoch["feasible"][0], epoch["feasible"][1]),
+                    unit=epoch["unit"],
+                    width_ns=epoch["width_ns"],
+                    verdict=epoch["verdict"],
+                )
+                reasons = []
+                if truth is None:
+                    reasons.append(f"{len(vcpu['epochs'])} epochs, but offsets were {truths}")
+                else:
+                    if not holds(row.interval, row.truth):
+                        reasons.append("the truth is not in the interval")
+                    if not any(seen["offset"] == truth for read in session.truths for seen in read["vmcb"]):
+                        reasons.append("no VMCB has this offset")
+                    if index == 0:
+                        row.sources = _sources(offsets, guest["name"], number, truth)
+                        row.sources |= _watched(session, guest["name"], number, truth)
+                    reasons += [f"{name}: {said}" for name, said in row.sources.items() if "not " in said]
+                row.sources |= {f"{c['source']} (sync)": c["verdict"] for c in vcpu["claims"]}
+                if epoch["verdict"] not in session.case.verdicts:
+                    reasons.append(f"the verdict is {epoch['verdict']}")
+                row.ok, row.reason = not reasons, "; ".join(reasons)
+                rows.append(row)
+    return rows
+
+
+def _true_offsets(session: Session, name: str, vcpu: int) -> list[int]:
+    """Return a vCPU's offsets in their order, each that was another one than before."""
+    found: list[int] = []
+    for read in session.truths:
+        for one in read["debugfs"]:
+            if (one["guest"], one["vcpu"]) == (name, vcpu) and one["offset"] not in found[-1:]:
+                found.append(one["offset"])
+    return found
+
+
+def _sources(offsets: Mapping[str, Any], name: str, number: int, truth: int) -> dict[str, str]:
+    """Return what each source of `offsets` said of a vCPU: "equal", the bracket that holds it, or "not ..."."""
+    said: dict[str, str] = {}
+    for vm in offsets["vms"]:
+        for vcpu in vm["vcpus"]:
+            if (vm["name"], vcpu["vcpu"]) != (name, number):
+                continue
+            for reading in vcpu["readings"]:
+                low, high = reading["offset"]
+                if low == high:
+                    said[reading["source"]] = "equal" if low == truth else f"not equal: {low}"
+                else:
+                    within = "holds it" if low <= truth <= high else "does not hold it"
+                    said[reading["source"]] = f"{within}, {high - low} wide"
+            said |= {missing["source"]: f"missing: {missing['reason']}" for missing in vcpu["missing"]}
+    return said
+
+
+def _watched(session: Session, name: str, number: int, truth: int) -> dict[str, str]:
+    """Return what `offsets --watch` saw written last, if it ran."""
+    file = session.host.share / "watch.jsonl"
+    writes = [
+        change["reading"]["offset"][0]
+        for change in map(json.loads, file.read_text().splitlines() if file.exists() else [])
+        if change.get("change") == "write" and (change["vm"]["name"], change["vcpu"]) == (name, number)
+    ]
+    if not writes:
+        return {}
+    what = "equal" if writes[-1] == truth else f"not equal: {writes[-1]}"
+    return {"kvm_write_tsc_offset": f"{what}, {len(writes)} writes"}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _quietly(where: Machine | Channel, script: str) -> str:
+    try:
+        return where.run(script, 20, check=False)
+    except LabError as error:
+        return f"not read: {error}\n"
