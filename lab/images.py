@@ -257,8 +257,8 @@ def system(
     """Return kernel, initrd and disk of a machine; made once for the same parts.
 
     `root` has to hold busybox-static's busybox. `modules` are loaded by the init, in order; those of the initrd come
-    before them. `extra` are more files of the disk. `python` is an amd64 root with the same Python: its modules are compiled
-    beforehand, as a package would when it is installed; emulated, that is most of what a start takes.
+    before them. `extra` are more files of the disk. `python` is an amd64 root with the same Python: its modules are
+    compiled beforehand, as a package would when it is installed; emulated, that is most of what a start takes.
     """
     names = [*BOOT_MODULES, *COMMON_MODULES, *modules]
     parts = repr(
@@ -309,7 +309,7 @@ def system(
 
 
 def _compile(stage: Path, python: Path) -> None:
-    """Compile Python's own modules: what is compiled does not depend on the architecture, and is not held against dates."""
+    """Compile Python's own modules: the result does not depend on the architecture, and is not held against dates."""
     command = [*program(python, "usr/bin/python3"), "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
     for folder in stage.glob("usr/lib/python3.*"):
         command += ["-s", str(stage), str(folder)]

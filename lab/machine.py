@@ -77,9 +77,7 @@ class Channel:
     def __init__(self, machine: Machine, number: int) -> None:
         self.machine, self.number = machine, number
         self.name = f"{machine.name}:lab.{number}"
-        self._jobs: dict[str, Job] = {}
         self._ups: queue.Queue[str] = queue.Queue()
-        self._ids = itertools.count(1)
         self._socket: socket.socket | None = None
 
     def connect(self, path: Path) -> None:
@@ -94,7 +92,7 @@ class Channel:
                 words = line.decode(errors="replace").split()
                 if words[:2] == ["@lab", "up"]:
                     self._ups.put(words[2] if len(words) > 2 else "")
-                elif words[:1] == ["@done"] and len(words) >= 3 and (job := self._jobs.pop(words[1], None)):
+                elif words[:1] == ["@done"] and len(words) >= 3 and (job := self.machine.jobs.pop(words[1], None)):
                     text = base64.b64decode(words[3]).decode(errors="replace") if len(words) > 3 else ""
                     job._answer.put((int(words[2]), text))
 
@@ -114,14 +112,23 @@ class Channel:
         """Begin a shell script in the machine; several may run at a time."""
         assert self._socket is not None
         job = Job(self, script)
-        name = f"j{next(self._ids)}"
-        self._jobs[name] = job
+        name = f"j{next(self.machine.ids)}"
+        self.machine.jobs[name] = job
         self._socket.sendall(f"@run {name} {base64.b64encode(script.encode()).decode()}\n".encode())
         return job
 
     def run(self, script: str, timeout: float = 60, check: bool = True) -> str:
         """Run a shell script in the machine; return what it said."""
         return self.start(script).wait(timeout, check)
+
+    def fetch(self, name: str, timeout: float = 120) -> bytes:
+        """Return a file of the machine."""
+        part = 256 << 10
+        pieces = [
+            self.run(f"tail -c +{at + 1} {name} | head -c {part} | base64 -w 0", timeout)
+            for at in range(0, int(self.run(f"stat -c %s {name}")), part)
+        ]
+        return b"".join(map(base64.b64decode, pieces))
 
 
 class Machine:
@@ -139,6 +146,9 @@ class Machine:
         self._process: subprocess.Popen[bytes] | None = None
         self._channels = [Channel(self, number) for number in range(PORTS)]
         self._monitor: _Monitor | None = None
+        # of all channels: a guest that is moved to another port answers there
+        self.jobs: dict[str, Job] = {}
+        self.ids = itertools.count(1)
 
     def _arguments(self) -> list[str]:
         arguments = [

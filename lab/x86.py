@@ -6,7 +6,9 @@ A case is an `X86` with a few fields set; what happens before and during the rec
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +57,7 @@ class Guest:
     port: int
     """The host's port that is the guest's own."""
     cid: int
+    monitor: str
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Session:
     case: X86
     host: Machine
     zipapp: Path
+    root: Path
     guests: dict[str, Guest] = field(default_factory=dict)
     truths: list[dict[str, Any]] = field(default_factory=list)
 
@@ -82,11 +86,13 @@ class Session:
             *("-append", f"{QUIET} tsc=reliable no_timer_check lab.name={name} {case.append} {append}"),
             *("-drive", "file=/dev/vda,if=virtio,format=raw,readonly=on,file.locking=off"),
             *("-drive", "file=/lab/share/counterpoint.pyz,if=virtio,format=raw,readonly=on,file.locking=off"),
-            *("-device", f"vhost-vsock-pci,guest-cid={cid}", "-serial", f"file:/lab/share/{name}-console.txt"),
+            *("-serial", f"file:/lab/share/{name}-console.txt"),
             *("-qmp", f"unix:/run/{name}.qmp,server=on,wait=off", "-pidfile", f"/run/{name}.pid"),
             *("-device", "virtio-serial-pci", "-chardev", "stdio,id=lab,signal=off"),
             *("-device", "virtserialport,chardev=lab,name=lab.0"),
         ]
+        if case.recorder != "inside":
+            arguments += ["-device", f"vhost-vsock-pci,guest-cid={cid}"]
         line = f"qemu-system-x86_64 {shlex.join(arguments)} {extra}"
         self.host.run(f"cd /run; {line} <>$(lab-port {port}) >&0 2>/lab/share/{name}-qemu.txt &")
         said = self.host.share / f"{name}-qemu.txt"
@@ -95,7 +101,7 @@ class Session:
             pid = int(self.host.run(text, 30))
         except LabError:
             raise LabError(f"{name}: its QEMU did not start: {said.read_text()}") from None
-        guest = Guest(name, self.host.channel(port), pid, port, cid)
+        guest = Guest(name, self.host.channel(port), pid, port, cid, f"/run/{name}.qmp")
         self.guests[name] = guest
         if wait:
             self.wait_guest(guest)
@@ -109,10 +115,36 @@ class Session:
         text = f"head -c {size} /dev/vdb > /tmp/counterpoint.pyz; umask 077; echo {shlex.quote(SECRET)} > /tmp/secret"
         guest.channel.run(text)
 
+    def move(self, guest: Guest, state: str, before_end: Callable[[], object] = lambda: None) -> Guest:
+        """Let a guest go on in another VMM with another port; `state` is where to, "unix:..." or a file's "exec:"."""
+        out, come = (state, state) if state.startswith("unix:") else (f"exec:cat > {state}", f"exec:cat {state}")
+        moved = None
+        if come == state:
+            moved = self.start_guest("moved", guest.port + 1, f"-incoming {shlex.quote(come)}", wait=False)
+        self.qmp(guest, "migrate", uri=out)
+        self.lab.eventually(lambda: self._migrated(guest), 120, "the guest's state is out")
+        before_end()
+        self.qmp(guest, "quit")
+        self.lab.say("the guest's state is out, its first VMM ends")
+        if moved is None:
+            moved = self.start_guest("moved", guest.port + 1, f"-incoming {shlex.quote(come)}", wait=False)
+        del self.guests["moved"]
+        moved.name = guest.name
+        self.guests[guest.name] = moved
+        moved.channel.run("true", 120)
+        self.lab.say("it goes on in its second VMM")
+        return moved
+
+    def _migrated(self, guest: Guest) -> bool:
+        status = self.qmp(guest, "query-migrate").get("status")
+        if status == "failed":
+            raise LabError(f"{guest.name}: the migration failed")
+        return bool(status == "completed")
+
     def qmp(self, guest: Guest, command: str, **arguments: object) -> Any:  # noqa: ANN401  what the monitor answers
         """Ask a guest's VMM in the host."""
         request = json.dumps({"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}})
-        answer = json.loads(self.host.run(f"lab-qmp /run/{guest.name}.qmp {shlex.quote(request)}"))
+        answer = json.loads(self.host.run(f"lab-qmp {guest.monitor} {shlex.quote(request)}"))
         if "error" in answer:
             raise LabError(f"{guest.name}: {command}: {answer['error'].get('desc')}")
         return answer.get("return")
@@ -135,6 +167,27 @@ class Session:
         truth = {"when": when, "host_counter": int(counter), "debugfs": vcpus, "vmcb": found}
         self.truths.append(truth)
         return truth
+
+    def writes(self) -> list[tuple[int, int, int]]:
+        """Return (thread, stamp, new offset) of each kvm_write_tsc_offset of the host, as trace-cmd reads it."""
+        file = str(self.lab.folder / "capture" / "host.dat")
+        command = [*program(self.root, "usr/bin/trace-cmd"), "report", "-N", "-t", "-F", "kvm_write_tsc_offset", file]
+        text = subprocess.run(command, capture_output=True, text=True, env=environment(self.root)).stdout
+        return [
+            (int(tid), int(stamp), (int(offset) + (1 << 63)) % (1 << 64) - (1 << 63))
+            for tid, stamp, offset in re.findall(
+                r"-(\d+) +\[\d+\][^:]*?(\d+): kvm_write_tsc_offset:.* next=(\d+)", text
+            )
+        ]
+
+    def set_offset(self, guest: Guest, vcpu: int, by: int) -> int:
+        """Add to a vCPU's TSC offset as its VMM may; return the new one."""
+        reading = self.read_truth("before it is set")["debugfs"]
+        now = next(one["offset"] for one in reading if (one["guest"], one["vcpu"]) == (guest.name, vcpu))
+        self.host.run(f"lab-set-offset /lab/share/counterpoint.pyz {guest.process} {vcpu} {now + by}", 120)
+        self.lab.say(f"vCPU {vcpu}'s offset is set, by {by} ticks")
+        self.read_truth("set")
+        return int(now) + by
 
     def marks(self, guest: Guest | None, seconds: float, period_ms: float = 40) -> list[Job]:
         """Let each CPU write its counter into the trace for so long: a light load too."""
@@ -180,6 +233,8 @@ class X86:
     """Log each write of an offset while the guest boots."""
     before: Callable[[Session, Guest], None] | None = None
     during: Callable[[Session, Guest], None] | None = None
+    by_writes: bool = False
+    """An offset may come and go between two readings of debugfs: what KVM wrote says so."""
     verdicts: tuple[str, ...] = ("proved",)
 
     def run(self, lab: Lab) -> list[Row]:
@@ -188,7 +243,7 @@ class X86:
         lab.say(f"images are there: Linux {boots.release}")
         with self._machine(lab, root, boots) as host:
             try:
-                return self._with_host(lab, host, boots)
+                return self._with_host(lab, host, root, boots)
             finally:
                 lab.write("host-dmesg.txt", _quietly(host, "dmesg"))
 
@@ -204,13 +259,13 @@ class X86:
         ]
         return Machine("host", command, lab.folder, environment(root))
 
-    def _with_host(self, lab: Lab, host: Machine, boots: System) -> list[Row]:
+    def _with_host(self, lab: Lab, host: Machine, root: Path, boots: System) -> list[Row]:
         zipapp = lab.zipapp()
         # a disk has whole sectors
         (host.share / "counterpoint.pyz").write_bytes(zipapp.read_bytes() + bytes(-zipapp.stat().st_size % 512))
         host.up(120)
         lab.say("the host is up")
-        session = Session(lab, self, host, zipapp)
+        session = Session(lab, self, host, zipapp, root)
         host.run(f"umask 077; echo {shlex.quote(SECRET)} > /tmp/secret")
         lab.write("doctor.txt", session.pyz("doctor", check=False))
         watching = None
@@ -224,7 +279,8 @@ class X86:
             watching.wait(60, check=False)
         if self.before:
             self.before(session, guest)
-        session.start_agent(guest)
+        if self.recorder != "inside":
+            session.start_agent(guest)
         session.read_truth("before")
         load = session.marks(guest, 8)
         offsets = json.loads(session.pyz("offsets --vmm --json", 180, check=False))
@@ -233,14 +289,12 @@ class X86:
             job.wait(120)
         lab.say("offsets are read")
         self._record(session, guest)
+        guest = session.guests[guest.name]
         session.read_truth("after")
         lab.write("truth.json", session.truths)
         lab.write("guest-dmesg.txt", _quietly(guest.channel, "dmesg"))
-        for file in (host.share / "capture").iterdir():
-            (lab.folder / "capture").mkdir(exist_ok=True)
-            file.rename(lab.folder / "capture" / file.name)
         vmm = "QEMU " + host.run("qemu-system-x86_64 --version").split()[3]
-        report = lab.counterpoint("sync", lab.folder / "capture", "--json").stdout
+        report = lab.counterpoint("sync", *self._recordings(lab), "--json").stdout
         lab.write("sync.json", report)
         rows = judge(session, json.loads(report), offsets)
         for row in rows:
@@ -248,34 +302,58 @@ class X86:
         return rows
 
     def _record(self, session: Session, guest: Guest) -> None:
-        """Record both until all that is to happen has happened."""
+        """Record both until all that is to happen has happened; the capture comes home."""
         host, lab = session.host, session.lab
-        url = f"--guest guest=vsock://{guest.cid}"
-        url += "" if self.recorder == "trace-cmd-agent" else " --guest-secret /tmp/secret"
-        command = (
-            f"record --json --vmm -o /tmp/capture {url} {self.options} > /tmp/record.json & echo $! > /tmp/record.pid"
+        url = "" if self.recorder == "inside" else f"--guest guest=vsock://{guest.cid}"
+        url += " --guest-secret /tmp/secret" if self.recorder == "agent" else ""
+        script = (
+            f"python3 /lab/share/counterpoint.pyz record --json --vmm -o /tmp/capture {url} {self.options}"
+            " > /tmp/record.json & echo $! > /tmp/record.pid; wait $!"
         )
-        job = host.channel(0).start(
-            f"cd /tmp; python3 /lab/share/counterpoint.pyz {command}; wait $(cat /tmp/record.pid)"
-        )
-        lab.eventually(
-            lambda: job.done or host.run("[ -s /tmp/capture/guest.dat.cpu0 ] && echo yes", check=False),
-            180,
-            "the recording begins",
-        )
+        job = host.channel(0).start(f"cd /tmp; {script}")
+        begun = "host.dat.cpu0" if self.recorder == "inside" else "guest.dat.cpu0"
+        lab.eventually(lambda: job.done or self._begun(host, begun), 240, "the recording begins")
         if job.done:
-            job.wait(1)
+            raise LabError(f"record: {job.wait(1, check=False)} {host.run('cat /tmp/record.json', check=False)}")
+        inside = self._record_inside(guest) if self.recorder == "inside" else None
         lab.say("recording")
         load = session.marks(guest, self.seconds) + session.marks(None, self.seconds)
         if self.during:
             self.during(session, guest)
+            guest = session.guests[guest.name]
         for one in load:
             one.wait(self.seconds * 10 + 120)
+        if inside:
+            guest.channel.run("kill -INT $(cat trace.pid)")
+            inside.wait(120)
         host.run("kill -TERM $(cat /tmp/record.pid)")
         job.wait(180)
         host.run("cp -r /tmp/capture /lab/share/", 120)
         lab.write("record.json", host.run("cat /tmp/record.json"))
+        for file in (host.share / "capture").iterdir():
+            (lab.folder / "capture").mkdir(exist_ok=True)
+            file.rename(lab.folder / "capture" / file.name)
+        if inside:
+            (lab.folder / "capture" / "guest.dat").write_bytes(guest.channel.fetch("guest.dat"))
         lab.say("recorded")
+
+    def _recordings(self, lab: Lab) -> list[Path]:
+        capture = lab.folder / "capture"
+        return [capture / "host.dat", capture / "guest.dat"] if self.recorder == "inside" else [capture]
+
+    @staticmethod
+    def _begun(host: Machine, name: str) -> bool:
+        return "yes" in host.run(f"[ -s /tmp/capture/{name} ] && echo yes", check=False)
+
+    @staticmethod
+    def _record_inside(guest: Guest) -> Job:
+        """Let the guest record itself, into its own memory: no connection that the guest's moves could end."""
+        events = "-e sched -e irq -e timer -e workqueue -e raw_syscalls"
+        command = f"trace-cmd record -C x86-tsc -b 4000 {events} -o guest.dat"
+        job = guest.channel.start(f"sh -c 'echo $$ > trace.pid; exec {command}' > trace.txt 2>&1")
+        begun = "grep -qs 1 /sys/kernel/tracing/events/sched/sched_switch/enable"
+        guest.channel.run(f"n=0; until {begun}; do sleep 0.5; n=$((n+1)); [ $n -lt 200 ] || exit 1; done", 240)
+        return job
 
 
 def judge(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any]) -> list[Row]:
@@ -323,13 +401,24 @@ def judge(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any
 
 
 def _true_offsets(session: Session, name: str, vcpu: int) -> list[int]:
-    """Return a vCPU's offsets in their order, each that was another one than before."""
-    found: list[int] = []
-    for read in session.truths:
-        for one in read["debugfs"]:
-            if (one["guest"], one["vcpu"]) == (name, vcpu) and one["offset"] not in found[-1:]:
-                found.append(one["offset"])
-    return found
+    """Return a vCPU's offsets from the recording's beginning: debugfs before, KVM's writes, debugfs after.
+
+    KVM's writes count where the case says so: debugfs lacks what comes and goes, a new VM runs with few of its writes.
+    The last one has to be what debugfs says afterwards.
+    """
+    read = [
+        one
+        for reading in session.truths
+        for one in reading["debugfs"]
+        if (one["guest"], one["vcpu"]) == (name, vcpu) and reading["when"] in ("before", "after")
+    ]
+    found = [read[0]["offset"]]
+    if session.case.by_writes:
+        threads = {one["tid"] for one in read}
+        for tid, _, offset in session.writes():
+            if tid in threads and offset != found[-1]:
+                found.append(offset)
+    return found if read[-1]["offset"] == found[-1] else [*found, read[-1]["offset"]]
 
 
 def _sources(offsets: Mapping[str, Any], name: str, number: int, truth: int) -> dict[str, str]:
