@@ -11,10 +11,11 @@ import shlex
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from lab import vmcb
+from lab import stamps, vmcb
 from lab.images import System, system
 from lab.machine import Channel, Job, Machine
 from lab.packages import LabError, Suites, environment, program
@@ -226,6 +227,7 @@ class X86:
     machine: str = "q35"
     append: str = ""
     recorder: str = "agent"
+    clock: str = "x86-tsc"
     seconds: float = 5
     options: str = ""
     """More of `counterpoint record`."""
@@ -294,9 +296,10 @@ class X86:
         lab.write("truth.json", session.truths)
         lab.write("guest-dmesg.txt", _quietly(guest.channel, "dmesg"))
         vmm = "QEMU " + host.run("qemu-system-x86_64 --version").split()[3]
-        report = lab.counterpoint("sync", *self._recordings(lab), "--json").stdout
+        report = lab.counterpoint("sync", *self.recordings(lab), "--json").stdout
         lab.write("sync.json", report)
-        rows = judge(session, json.loads(report), offsets)
+        judging = judge if self.clock == "x86-tsc" else judge_clock
+        rows = judging(session, json.loads(report), offsets)
         for row in rows:
             row.kernel, row.vmm = boots.release, vmm
         return rows
@@ -307,8 +310,8 @@ class X86:
         url = "" if self.recorder == "inside" else f"--guest guest=vsock://{guest.cid}"
         url += " --guest-secret /tmp/secret" if self.recorder == "agent" else ""
         script = (
-            f"python3 /lab/share/counterpoint.pyz record --json --vmm -o /tmp/capture {url} {self.options}"
-            " > /tmp/record.json & echo $! > /tmp/record.pid; wait $!"
+            f"python3 /lab/share/counterpoint.pyz record --json --vmm -o /tmp/capture --clock {self.clock}"
+            f" {url} {self.options} > /tmp/record.json & echo $! > /tmp/record.pid; wait $!"
         )
         job = host.channel(0).start(f"cd /tmp; {script}")
         begun = "host.dat.cpu0" if self.recorder == "inside" else "guest.dat.cpu0"
@@ -337,7 +340,8 @@ class X86:
             (lab.folder / "capture" / "guest.dat").write_bytes(guest.channel.fetch("guest.dat"))
         lab.say("recorded")
 
-    def _recordings(self, lab: Lab) -> list[Path]:
+    def recordings(self, lab: Lab) -> list[Path]:
+        """Return what `sync` and `convert` are given."""
         capture = lab.folder / "capture"
         return [capture / "host.dat", capture / "guest.dat"] if self.recorder == "inside" else [capture]
 
@@ -392,11 +396,71 @@ def judge(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any
                         row.sources = _sources(offsets, guest["name"], number, truth)
                         row.sources |= _watched(session, guest["name"], number, truth)
                     reasons += [f"{name}: {said}" for name, said in row.sources.items() if "not " in said]
+                row.sources |= _marks(session, guest, number)
+                if "not " in row.sources.get("marks", ""):
+                    reasons.append(f"marks: {row.sources['marks']}")
                 row.sources |= {f"{c['source']} (sync)": c["verdict"] for c in vcpu["claims"]}
                 if epoch["verdict"] not in session.case.verdicts:
                     reasons.append(f"the verdict is {epoch['verdict']}")
                 row.ok, row.reason = not reasons, "; ".join(reasons)
                 rows.append(row)
+    return rows
+
+
+def judge_clock(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any]) -> list[Row]:
+    """Hold what the map between two clocks says of every mark against the truth: a row for each vCPU.
+
+    The guest's clock at a mark is bracketed; its counter there is known, so is the host's, by the offset; and the
+    host's clock then is bracketed by the host's marks. Where the map puts the guest's bracket has to have something in
+    common with that. The row shows the mark in the middle.
+    """
+    lab, capture = session.lab, session.lab.folder / "capture"
+    rate = Fraction(10**9, sum(offsets["host"]["frequency_hz"]) // 2)
+    hosts = stamps.read_marks(session.root, capture / "host.dat")
+    rows = []
+    for guest in report["guests"]:
+        marks = stamps.read_marks(session.root, capture / guest["file"].rsplit("/")[-1])
+        for vcpu in guest["vcpus"]:
+            number = vcpu["guest_cpu"]
+            (offset,) = _true_offsets(session, guest["name"], number)
+            known = [
+                (mark, true)
+                for mark in marks.get(number, [])
+                for true in [stamps.at(hosts[0], mark.counter - offset, rate)]
+                if true is not None
+            ]
+            values = [str(value) for mark, _ in known for value in (mark.low, mark.high)]
+            said = lab.counterpoint("convert", *session.case.recordings(lab), "--cpu", str(number), "--json", *values)
+            answers = [json.loads(line) for line in said.stdout.splitlines()]
+            found = [(low["earliest"], high["latest"]) for low, high in zip(answers[::2], answers[1::2], strict=True)]
+            wrong = sum(not holds(one, true) for one, (_, true) in zip(found, known, strict=True))
+            middle = len(known) // 2
+            epoch = vcpu["epochs"][0]
+            row = Row(
+                case=session.case.name,
+                architecture="x86",
+                kernel="",
+                vmm="",
+                clock=guest["clock"],
+                guest=guest["name"],
+                vcpu=number,
+                truth=known[middle][1] if known else None,
+                truth_by="marks, debugfs, VMCB",
+                interval=found[middle] if known else None,
+                unit=f"ns, host stamp of a guest stamp in {known[middle][0].low}..{known[middle][0].high}"
+                if known
+                else "",
+                width_ns=answers[middle * 2]["bound_ns"] if known else None,
+                verdict=vcpu["verdict"],
+                sources={c["source"]: c["verdict"] for c in vcpu["claims"]},
+            )
+            row.sources["marks"] = f"{len(known) - wrong} of {len(known)} hold"
+            row.sources |= {"rate": f"{epoch['rate_ppb']} ppb"} if "rate_ppb" in epoch else {}
+            reasons = ["no mark in what both recorded"] if not known else []
+            reasons += [f"{wrong} of {len(known)} marks are not where the map puts them"] if wrong else []
+            reasons += [] if row.verdict in session.case.verdicts else [f"the verdict is {row.verdict}"]
+            row.ok, row.reason = not reasons, "; ".join(reasons)
+            rows.append(row)
     return rows
 
 
@@ -437,6 +501,14 @@ def _sources(offsets: Mapping[str, Any], name: str, number: int, truth: int) -> 
                     said[reading["source"]] = f"{within}, {high - low} wide"
             said |= {missing["source"]: f"missing: {missing['reason']}" for missing in vcpu["missing"]}
     return said
+
+
+def _marks(session: Session, guest: Mapping[str, Any], number: int) -> dict[str, str]:
+    """Return whether the guest's stamps are its own counter: what it read lies between the stamps around it."""
+    file = session.lab.folder / "capture" / guest["file"].rsplit("/")[-1]
+    marks = stamps.read_marks(session.root, file).get(number, [])
+    good = sum(mark.low <= mark.counter <= mark.high for mark in marks)
+    return {"marks": f"{good} of {len(marks)} hold" if good == len(marks) else f"{len(marks) - good} do not hold"}
 
 
 def _watched(session: Session, name: str, number: int, truth: int) -> dict[str, str]:
