@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ class Session:
 
     def start_agent(self, guest: Guest) -> Job:
         """Start what the guest is recorded by, and wait until it listens."""
-        if self.case.recorder == "trace-cmd-agent":
+        if self.case.recorder in ("trace-cmd-agent", "trace-cmd"):
             job = guest.channel.start("cd /tmp; trace-cmd agent > agent.txt 2>&1")
             ready = "grep -q listening /tmp/agent.txt || grep -q 823 /tmp/agent.txt"
         else:
@@ -307,17 +308,7 @@ class X86:
     def _record(self, session: Session, guest: Guest) -> None:
         """Record both until all that is to happen has happened; the capture comes home."""
         host, lab = session.host, session.lab
-        url = "" if self.recorder == "inside" else f"--guest guest=vsock://{guest.cid}"
-        url += " --guest-secret /tmp/secret" if self.recorder == "agent" else ""
-        script = (
-            f"python3 /lab/share/counterpoint.pyz record --json --vmm -o /tmp/capture --clock {self.clock}"
-            f" {url} {self.options} > /tmp/record.json & echo $! > /tmp/record.pid; wait $!"
-        )
-        job = host.channel(0).start(f"cd /tmp; {script}")
-        begun = "host.dat.cpu0" if self.recorder == "inside" else "guest.dat.cpu0"
-        lab.eventually(lambda: job.done or self._begun(host, begun), 240, "the recording begins")
-        if job.done:
-            raise LabError(f"record: {job.wait(1, check=False)} {host.run('cat /tmp/record.json', check=False)}")
+        job = self._begin(session, guest)
         inside = self._record_inside(guest) if self.recorder == "inside" else None
         lab.say("recording")
         load = session.marks(guest, self.seconds) + session.marks(None, self.seconds)
@@ -329,25 +320,58 @@ class X86:
         if inside:
             guest.channel.run("kill -INT $(cat trace.pid)")
             inside.wait(120)
-        host.run("kill -TERM $(cat /tmp/record.pid)")
-        job.wait(180)
+        host.run("touch /tmp/ended; kill -TERM $(cat /tmp/record.pid)", check=False)
+        job.wait(240)
         host.run("cp -r /tmp/capture /lab/share/", 120)
         lab.write("record.json", host.run("cat /tmp/record.json"))
+        (lab.folder / "capture").mkdir()
         for file in (host.share / "capture").iterdir():
-            (lab.folder / "capture").mkdir(exist_ok=True)
-            file.rename(lab.folder / "capture" / file.name)
+            # of trace-cmd's own: host.dat, and host-GUEST.dat
+            name = "guest.dat" if file.name.startswith("host-") else file.name
+            file.rename(lab.folder / "capture" / name)
         if inside:
             (lab.folder / "capture" / "guest.dat").write_bytes(guest.channel.fetch("guest.dat"))
         lab.say("recorded")
 
+    def _begin(self, session: Session, guest: Guest) -> Job:
+        """Start recording. On a busy machine an agent may not answer in time: that is said, and tried again."""
+        host, lab = session.host, session.lab
+        begun = {"inside": "capture/host.dat.cpu0", "trace-cmd": "begun"}.get(self.recorder, "capture/guest.dat.cpu0")
+        for attempt in (1, 2, 3):
+            job = host.channel(0).start(f"cd /tmp; rm -rf capture; {self._recorder_in_host(guest)}")
+            lab.eventually(partial(self._ended_or_begun, job, host, begun), 240, "the recording begins")
+            if not job.done:
+                return job
+            said = job.wait(1, check=False) + host.run("cat /tmp/record.json", check=False)
+            lab.say(f"attempt {attempt} to record: {said.strip()}")
+            lab.write("agent.txt", _quietly(guest.channel, "cat /tmp/agent.txt"))
+        raise LabError(f"record: {said.strip()}")
+
+    def _recorder_in_host(self, guest: Guest) -> str:
+        """Return the script that records in the host until it is told to end."""
+        if self.recorder == "trace-cmd":
+            common = f"-C {self.clock} -e sched -e irq -e timer"
+            wait = "sh -c 'touch begun; until [ -e ended ]; do sleep 0.2; done'"
+            return (
+                f"mkdir capture; trace-cmd record -b 8000 {common} -e kvm -o capture/host.dat"
+                f" -A {guest.cid}:823 -b 4000 {common} {wait} > record.json 2>&1"
+            )
+        url = "" if self.recorder == "inside" else f"--guest guest=vsock://{guest.cid}"
+        url += " --guest-secret /tmp/secret" if self.recorder == "agent" else ""
+        return (
+            f"python3 /lab/share/counterpoint.pyz record --json --vmm -o /tmp/capture --clock {self.clock}"
+            f" {url} {self.options} > /tmp/record.json & echo $! > /tmp/record.pid; wait $!"
+        )
+
     def recordings(self, lab: Lab) -> list[Path]:
         """Return what `sync` and `convert` are given."""
         capture = lab.folder / "capture"
-        return [capture / "host.dat", capture / "guest.dat"] if self.recorder == "inside" else [capture]
+        apart = self.recorder in ("inside", "trace-cmd")
+        return [capture / "host.dat", capture / "guest.dat"] if apart else [capture]
 
     @staticmethod
-    def _begun(host: Machine, name: str) -> bool:
-        return "yes" in host.run(f"[ -s /tmp/capture/{name} ] && echo yes", check=False)
+    def _ended_or_begun(job: Job, host: Machine, name: str) -> bool:
+        return job.done or "yes" in host.run(f"[ -e /tmp/{name} ] && echo yes", check=False)
 
     @staticmethod
     def _record_inside(guest: Guest) -> Job:

@@ -9,6 +9,11 @@ CASES = [
         recorder="trace-cmd-agent",
     ),
     X86(
+        name="x86-trace-cmd",
+        about="a stock trace-cmd record -A with its own time synchronisation, the offsets of debugfs",
+        recorder="trace-cmd",
+    ),
+    X86(
         name="x86-lossy",
         about="buffers of 32 KB a CPU and every event of kvm, sched, irq and timer: much is lost",
         options="--buffer-size 32K -e kvm -e sched -e irq -e timer -e raw_syscalls",
