@@ -1,0 +1,560 @@
+"""The x86 lab: an emulated machine with SVM, Debian's kernel with kvm_amd as host, QEMU's guests under KVM in it.
+
+A case is an `X86` with a few fields set; what happens before and during the recording are functions of the `Session`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lab import stamps, vmcb
+from lab.images import System, system
+from lab.machine import Channel, Job, Machine
+from lab.packages import LabError, Suites, environment, program
+from lab.run import Lab, Row, holds
+
+# of the one root that is the host's, its guests' and, for the emulator, this machine's
+PACKAGES = ["qemu-system-x86", "python3", "trace-cmd", "busybox-static", "base-files"]
+MODULES = ("kvm_amd", "vhost_vsock", "vmw_vsock_virtio_transport", "msr", "ptp_kvm?")
+KERNELS = {
+    "6.12": (("trixie", "trixie-backports"), "linux-image-amd64"),
+    "7.3": (("trixie", "trixie-backports"), "linux-image-amd64/trixie-backports"),
+    "6.1": (("bookworm",), "linux-image-amd64"),
+}
+QUIET = "console=ttyS0 loglevel=5 mitigations=off nowatchdog audit=0 apparmor=0 random.trust_cpu=on panic=-1"
+FLAGS = "-nodefaults -no-user-config -display none -no-reboot"
+SECRET = "the lab's own secret, of no use elsewhere"  # noqa: S105
+INSIDE = Path(__file__).parent / "inside"
+
+
+def images(cache: Path, kernel: str) -> tuple[Path, System]:
+    """Return the root that the emulator is run from, and what the machines boot."""
+    root = Suites("amd64", ("trixie", "trixie-backports"), cache).root(PACKAGES)
+    names, package = KERNELS[kernel]
+    kernel_root = Suites("amd64", names, cache).root([package], only="linux-*")
+    extra = {}
+    for file in INSIDE.glob("*.py"):
+        start = f'#!/bin/sh\nexec python3 /lab/inside/{file.name} "$@"\n'
+        extra[f"lab/inside/{file.name}"] = file.read_bytes()
+        extra[f"lab/bin/{file.stem.replace('_', '-')}"] = start.encode()
+    return root, system(cache, root, kernel_root, MODULES, extra, python=root)
+
+
+@dataclass
+class Guest:
+    """A guest in the host machine."""
+
+    name: str
+    channel: Channel
+    process: int
+    port: int
+    """The host's port that is the guest's own."""
+    cid: int
+    monitor: str
+
+
+@dataclass
+class Session:
+    """A host that is up, its guests, and what was read of the truth."""
+
+    lab: Lab
+    case: X86
+    host: Machine
+    zipapp: Path
+    root: Path
+    guests: dict[str, Guest] = field(default_factory=dict)
+    truths: list[dict[str, Any]] = field(default_factory=list)
+
+    def pyz(self, arguments: str, timeout: float = 120, check: bool = True) -> str:
+        """Run Counterpoint in the host."""
+        return self.host.run(f"cd /tmp; python3 /lab/share/counterpoint.pyz {arguments}", timeout, check)
+
+    def start_guest(self, name: str, port: int, extra: str = "", append: str = "", wait: bool = True) -> Guest:
+        """Start a guest under KVM in the host; its disk is the host's, its second disk is Counterpoint's zip file."""
+        case, cid = self.case, 2 + port
+        arguments = [
+            *("-name", f"guest={name},debug-threads=on", "-accel", "kvm", "-cpu", case.cpu, "-machine", case.machine),
+            *("-smp", case.smp or str(case.vcpus), "-m", case.memory, *FLAGS.split()),
+            *("-kernel", "/boot/vmlinuz", "-initrd", "/boot/initrd"),
+            *("-append", f"{QUIET} tsc=reliable no_timer_check lab.name={name} {case.append} {append}"),
+            *("-drive", "file=/dev/vda,if=virtio,format=raw,readonly=on,file.locking=off"),
+            *("-drive", "file=/lab/share/counterpoint.pyz,if=virtio,format=raw,readonly=on,file.locking=off"),
+            *("-serial", f"file:/lab/share/{name}-console.txt"),
+            *("-qmp", f"unix:/run/{name}.qmp,server=on,wait=off", "-pidfile", f"/run/{name}.pid"),
+            *("-device", "virtio-serial-pci", "-chardev", "stdio,id=lab,signal=off"),
+            *("-device", "virtserialport,chardev=lab,name=lab.0"),
+        ]
+        if case.recorder != "inside":
+            arguments += ["-device", f"vhost-vsock-pci,guest-cid={cid}"]
+        line = f"qemu-system-x86_64 {shlex.join(arguments)} {extra}"
+        self.host.run(f"cd /run; {line} <>$(lab-port {port}) >&0 2>/lab/share/{name}-qemu.txt &")
+        said = self.host.share / f"{name}-qemu.txt"
+        text = f"until [ -s /run/{name}.pid ]; do sleep 0.1; done; cat /run/{name}.pid"
+        try:
+            pid = int(self.host.run(text, 30))
+        except LabError:
+            raise LabError(f"{name}: its QEMU did not start: {said.read_text()}") from None
+        guest = Guest(name, self.host.channel(port), pid, port, cid, f"/run/{name}.qmp")
+        self.guests[name] = guest
+        if wait:
+            self.wait_guest(guest)
+        return guest
+
+    def wait_guest(self, guest: Guest) -> None:
+        """Wait until a guest is up, and give it what it needs to be recorded."""
+        guest.channel.up(300)
+        self.lab.say(f"{guest.name} is up")
+        size = self.zipapp.stat().st_size
+        text = f"head -c {size} /dev/vdb > /tmp/counterpoint.pyz; umask 077; echo {shlex.quote(SECRET)} > /tmp/secret"
+        guest.channel.run(text)
+
+    def move(self, guest: Guest, state: str, before_end: Callable[[], object] = lambda: None) -> Guest:
+        """Let a guest go on in another VMM with another port; `state` is where to, "unix:..." or a file's "exec:"."""
+        out, come = (state, state) if state.startswith("unix:") else (f"exec:cat > {state}", f"exec:cat {state}")
+        moved = None
+        if come == state:
+            moved = self.start_guest("moved", guest.port + 1, f"-incoming {shlex.quote(come)}", wait=False)
+        self.qmp(guest, "migrate", uri=out)
+        self.lab.eventually(lambda: self._migrated(guest), 120, "the guest's state is out")
+        before_end()
+        self.qmp(guest, "quit")
+        self.lab.say("the guest's state is out, its first VMM ends")
+        if moved is None:
+            moved = self.start_guest("moved", guest.port + 1, f"-incoming {shlex.quote(come)}", wait=False)
+        del self.guests["moved"]
+        moved.name = guest.name
+        self.guests[guest.name] = moved
+        moved.channel.run("true", 120)
+        self.lab.say("it goes on in its second VMM")
+        return moved
+
+    def _migrated(self, guest: Guest) -> bool:
+        status = self.qmp(guest, "query-migrate").get("status")
+        if status == "failed":
+            raise LabError(f"{guest.name}: the migration failed")
+        return bool(status == "completed")
+
+    def qmp(self, guest: Guest, command: str, **arguments: object) -> Any:  # noqa: ANN401  what the monitor answers
+        """Ask a guest's VMM in the host."""
+        request = json.dumps({"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}})
+        answer = json.loads(self.host.run(f"lab-qmp {guest.monitor} {shlex.quote(request)}"))
+        if "error" in answer:
+            raise LabError(f"{guest.name}: {command}: {answer['error'].get('desc')}")
+        return answer.get("return")
+
+    def read_truth(self, when: str) -> dict[str, Any]:
+        """Read every vCPU's offset from KVM's debugfs, and the VMCBs from the machine's memory."""
+        text = self.host.run(
+            "cd /sys/kernel/debug/kvm; for v in */vcpu*; do vm=${v%%/*}; "
+            "echo ${vm%%-*} ${v##*/vcpu} $(cat $v/tsc-offset) $(cat $v/guest_mode) $(cat $v/pid); done; lab-counter now"
+        )
+        *lines, counter = text.split("\n")[:-1]
+        names = {guest.process: guest.name for guest in self.guests.values()}
+        vcpus = []
+        for line in lines:
+            pid, vcpu, offset, nested, tid = (int(word) for word in line.split())
+            name = names.get(pid, str(pid))
+            vcpus.append({"guest": name, "vcpu": vcpu, "offset": offset, "guest_mode": nested, "tid": tid})
+        seen = vmcb.offsets(vmcb.memory_file(self.host.pid))
+        found = [{"nested_cr3": cr3, "offset": offset, "pages": n} for (cr3, offset), n in sorted(seen.items())]
+        truth = {"when": when, "host_counter": int(counter), "debugfs": vcpus, "vmcb": found}
+        self.truths.append(truth)
+        return truth
+
+    def writes(self) -> list[tuple[int, int, int]]:
+        """Return (thread, stamp, new offset) of each kvm_write_tsc_offset of the host, as trace-cmd reads it."""
+        file = str(self.lab.folder / "capture" / "host.dat")
+        command = [*program(self.root, "usr/bin/trace-cmd"), "report", "-N", "-t", "-F", "kvm_write_tsc_offset", file]
+        text = subprocess.run(command, capture_output=True, text=True, env=environment(self.root)).stdout
+        return [
+            (int(tid), int(stamp), (int(offset) + (1 << 63)) % (1 << 64) - (1 << 63))
+            for tid, stamp, offset in re.findall(
+                r"-(\d+) +\[\d+\][^:]*?(\d+): kvm_write_tsc_offset:.* next=(\d+)", text
+            )
+        ]
+
+    def set_offset(self, guest: Guest, vcpu: int, by: int) -> int:
+        """Add to a vCPU's TSC offset as its VMM may; return the new one."""
+        reading = self.read_truth("before it is set")["debugfs"]
+        now = next(one["offset"] for one in reading if (one["guest"], one["vcpu"]) == (guest.name, vcpu))
+        self.host.run(f"lab-set-offset /lab/share/counterpoint.pyz {guest.process} {vcpu} {now + by}", 120)
+        self.lab.say(f"vCPU {vcpu}'s offset is set, by {by} ticks")
+        self.read_truth("set")
+        return int(now) + by
+
+    def marks(self, guest: Guest | None, seconds: float, period_ms: float = 40) -> list[Job]:
+        """Let each CPU write its counter into the trace for so long: a light load too."""
+        channel = guest.channel if guest else self.host.channel(0)
+        count = self.case.vcpus if guest else 2
+        return [channel.start(f"lab-counter marks {cpu} {seconds} {period_ms}") for cpu in range(count)]
+
+    def start_agent(self, guest: Guest) -> Job:
+        """Start what the guest is recorded by, and wait until it listens."""
+        if self.case.recorder in ("trace-cmd-agent", "trace-cmd"):
+            job = guest.channel.start("cd /tmp; trace-cmd agent > agent.txt 2>&1")
+            ready = "grep -q listening /tmp/agent.txt || grep -q 823 /tmp/agent.txt"
+        else:
+            agent = "python3 /tmp/counterpoint.pyz agent --json --secret-file /tmp/secret"
+            job = guest.channel.start(f"cd /tmp; {agent} > agent.txt 2>&1")
+            ready = "grep -q listening /tmp/agent.txt"
+        for_long = f"n=0; until {ready}; do sleep 0.3; n=$((n+1)); [ $n -lt 300 ] || exit 1; done"
+        try:
+            guest.channel.run(for_long, 200)
+        except LabError:
+            raise LabError(f"{guest.name}: no agent: {guest.channel.run('cat /tmp/agent.txt', check=False)}") from None
+        return job
+
+
+@dataclass(frozen=True)
+class X86:
+    """A case on the x86 machine. The defaults are the plain pair."""
+
+    name: str
+    about: str
+    kernel: str = "6.12"
+    vcpus: int = 2
+    smp: str = ""
+    memory: str = "600M"
+    cpu: str = "host"
+    machine: str = "q35"
+    append: str = ""
+    recorder: str = "agent"
+    clock: str = "x86-tsc"
+    seconds: float = 5
+    options: str = ""
+    """More of `counterpoint record`."""
+    watch: bool = False
+    """Log each write of an offset while the guest boots."""
+    before: Callable[[Session, Guest], None] | None = None
+    during: Callable[[Session, Guest], None] | None = None
+    by_writes: bool = False
+    """An offset may come and go between two readings of debugfs: what KVM wrote says so."""
+    verdicts: tuple[str, ...] = ("proved",)
+
+    def run(self, lab: Lab) -> list[Row]:
+        """Boot, record, read the truth, judge."""
+        root, boots = images(lab.cache, self.kernel)
+        lab.say(f"images are there: Linux {boots.release}")
+        with self._machine(lab, root, boots) as host:
+            try:
+                return self._with_host(lab, host, root, boots)
+            finally:
+                lab.write("host-dmesg.txt", _quietly(host, "dmesg"))
+
+    def _machine(self, lab: Lab, root: Path, boots: System) -> Machine:
+        command = [
+            *program(root, "usr/bin/qemu-system-x86_64"),
+            *("-L", f"{root}/usr/share/qemu", "-L", f"{root}/usr/share/seabios"),
+            *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,+svm,+npt", "-smp", "2", "-m", "3G"),
+            *("-object", "memory-backend-memfd,id=ram,size=3G,share=on", "-machine", "q35,memory-backend=ram"),
+            *("-kernel", str(boots.kernel), "-initrd", str(boots.initrd)),
+            *("-append", f"{QUIET} tsc=reliable clocksource=tsc lab.name=host"),
+            *("-drive", f"file={boots.disk},if=virtio,format=raw,readonly=on"),
+        ]
+        return Machine("host", command, lab.folder, environment(root))
+
+    def _with_host(self, lab: Lab, host: Machine, root: Path, boots: System) -> list[Row]:
+        zipapp = lab.zipapp()
+        # a disk has whole sectors
+        (host.share / "counterpoint.pyz").write_bytes(zipapp.read_bytes() + bytes(-zipapp.stat().st_size % 512))
+        host.up(120)
+        lab.say("the host is up")
+        session = Session(lab, self, host, zipapp, root)
+        host.run(f"umask 077; echo {shlex.quote(SECRET)} > /tmp/secret")
+        lab.write("doctor.txt", session.pyz("doctor", check=False))
+        watching = None
+        if self.watch:
+            arguments = "offsets --watch --no-probes --json > /lab/share/watch.jsonl & echo $! > /tmp/watch.pid; wait"
+            watching = host.channel(0).start(f"cd /tmp; python3 /lab/share/counterpoint.pyz {arguments}")
+            lab.eventually(lambda: _size(host.share / "watch.jsonl"), 60, "offsets --watch says what is there")
+        guest = session.start_guest("guest", 1)
+        if watching:
+            host.run("kill -TERM $(cat /tmp/watch.pid)")
+            watching.wait(60, check=False)
+        if self.before:
+            self.before(session, guest)
+        if self.recorder != "inside":
+            session.start_agent(guest)
+        session.read_truth("before")
+        load = session.marks(guest, 8)
+        offsets = json.loads(session.pyz("offsets --vmm --json", 180, check=False))
+        lab.write("offsets.json", offsets)
+        for job in load:
+            job.wait(120)
+        lab.say("offsets are read")
+        self._record(session, guest)
+        guest = session.guests[guest.name]
+        session.read_truth("after")
+        lab.write("truth.json", session.truths)
+        lab.write("guest-dmesg.txt", _quietly(guest.channel, "dmesg"))
+        vmm = "QEMU " + host.run("qemu-system-x86_64 --version").split()[3]
+        report = lab.counterpoint("sync", *self.recordings(lab), "--json").stdout
+        lab.write("sync.json", report)
+        judging = judge if self.clock == "x86-tsc" else judge_clock
+        rows = judging(session, json.loads(report), offsets)
+        for row in rows:
+            row.kernel, row.vmm = boots.release, vmm
+        return rows
+
+    def _record(self, session: Session, guest: Guest) -> None:
+        """Record both until all that is to happen has happened; the capture comes home."""
+        host, lab = session.host, session.lab
+        job = self._begin(session, guest)
+        inside = self._record_inside(guest) if self.recorder == "inside" else None
+        lab.say("recording")
+        load = session.marks(guest, self.seconds) + session.marks(None, self.seconds)
+        if self.during:
+            self.during(session, guest)
+            guest = session.guests[guest.name]
+        for one in load:
+            one.wait(self.seconds * 10 + 120)
+        if inside:
+            guest.channel.run("kill -INT $(cat trace.pid)")
+            inside.wait(120)
+        host.run("touch /tmp/ended; kill -TERM $(cat /tmp/record.pid)", check=False)
+        job.wait(240)
+        host.run("cp -r /tmp/capture /lab/share/", 120)
+        lab.write("record.json", host.run("cat /tmp/record.json"))
+        (lab.folder / "capture").mkdir()
+        for file in (host.share / "capture").iterdir():
+            # of trace-cmd's own: host.dat, and host-GUEST.dat
+            name = "guest.dat" if file.name.startswith("host-") else file.name
+            file.rename(lab.folder / "capture" / name)
+        if inside:
+            (lab.folder / "capture" / "guest.dat").write_bytes(guest.channel.fetch("guest.dat"))
+        lab.say("recorded")
+
+    def _begin(self, session: Session, guest: Guest) -> Job:
+        """Start recording. On a busy machine an agent may not answer in time: that is said, and tried again."""
+        host, lab = session.host, session.lab
+        begun = {"inside": "capture/host.dat.cpu0", "trace-cmd": "begun"}.get(self.recorder, "capture/guest.dat.cpu0")
+        for attempt in (1, 2, 3):
+            job = host.channel(0).start(f"cd /tmp; rm -rf capture; {self._recorder_in_host(guest)}")
+            lab.eventually(partial(self._ended_or_begun, job, host, begun), 240, "the recording begins")
+            if not job.done:
+                return job
+            said = job.wait(1, check=False) + host.run("cat /tmp/record.json", check=False)
+            lab.say(f"attempt {attempt} to record: {said.strip()}")
+            lab.write("agent.txt", _quietly(guest.channel, "cat /tmp/agent.txt"))
+        raise LabError(f"record: {said.strip()}")
+
+    def _recorder_in_host(self, guest: Guest) -> str:
+        """Return the script that records in the host until it is told to end."""
+        if self.recorder == "trace-cmd":
+            common = f"-C {self.clock} -e sched -e irq -e timer"
+            wait = "sh -c 'touch begun; until [ -e ended ]; do sleep 0.2; done'"
+            return (
+                f"mkdir capture; trace-cmd record -b 8000 {common} -e kvm -o capture/host.dat"
+                f" -A {guest.cid}:823 -b 4000 {common} {wait} > record.json 2>&1"
+            )
+        url = "" if self.recorder == "inside" else f"--guest guest=vsock://{guest.cid}"
+        url += " --guest-secret /tmp/secret" if self.recorder == "agent" else ""
+        return (
+            f"python3 /lab/share/counterpoint.pyz record --json --vmm -o /tmp/capture --clock {self.clock}"
+            f" {url} {self.options} > /tmp/record.json & echo $! > /tmp/record.pid; wait $!"
+        )
+
+    def recordings(self, lab: Lab) -> list[Path]:
+        """Return what `sync` and `convert` are given."""
+        capture = lab.folder / "capture"
+        apart = self.recorder in ("inside", "trace-cmd")
+        return [capture / "host.dat", capture / "guest.dat"] if apart else [capture]
+
+    @staticmethod
+    def _ended_or_begun(job: Job, host: Machine, name: str) -> bool:
+        return job.done or "yes" in host.run(f"[ -e /tmp/{name} ] && echo yes", check=False)
+
+    @staticmethod
+    def _record_inside(guest: Guest) -> Job:
+        """Let the guest record itself, into its own memory: no connection that the guest's moves could end."""
+        events = "-e sched -e irq -e timer -e workqueue -e raw_syscalls"
+        command = f"trace-cmd record -C x86-tsc -b 4000 {events} -o guest.dat"
+        job = guest.channel.start(f"sh -c 'echo $$ > trace.pid; exec {command}' > trace.txt 2>&1")
+        begun = "grep -qs 1 /sys/kernel/tracing/events/sched/sched_switch/enable"
+        guest.channel.run(f"n=0; until {begun}; do sleep 0.5; n=$((n+1)); [ $n -lt 200 ] || exit 1; done", 240)
+        return job
+
+
+def judge(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any]) -> list[Row]:
+    """Hold what `sync` found, and what each source said before, against the truth: a row for each epoch."""
+    rows = []
+    for guest in report["guests"]:
+        for vcpu in guest["vcpus"]:
+            number = vcpu["guest_cpu"]
+            truths = _true_offsets(session, guest["name"], number)
+            for index, epoch in enumerate(vcpu["epochs"]):
+                truth = truths[index] if len(truths) == len(vcpu["epochs"]) else None
+                row = Row(
+                    case=session.case.name,
+                    architecture="x86",
+                    kernel="",
+                    vmm="",
+                    clock=guest["clock"],
+                    guest=guest["name"],
+                    vcpu=number,
+                    truth=None if truth is None else (truth, truth),
+                    truth_by="debugfs, VMCB",
+                    interval=epoch["feasible"] and (epoch["feasible"][0], epoch["feasible"][1]),
+                    unit=epoch["unit"],
+                    width_ns=epoch["width_ns"],
+                    verdict=epoch["verdict"],
+                )
+                reasons = []
+                if truth is None:
+                    reasons.append(f"{len(vcpu['epochs'])} epochs, but offsets were {truths}")
+                else:
+                    if not holds(row.interval, row.truth):
+                        reasons.append("the truth is not in the interval")
+                    if not any(seen["offset"] == truth for read in session.truths for seen in read["vmcb"]):
+                        reasons.append("no VMCB has this offset")
+                    if index == 0:
+                        row.sources = _sources(offsets, guest["name"], number, truth)
+                        row.sources |= _watched(session, guest["name"], number, truth)
+                    reasons += [f"{name}: {said}" for name, said in row.sources.items() if "not " in said]
+                row.sources |= _marks(session, guest, number)
+                if "not " in row.sources.get("marks", ""):
+                    reasons.append(f"marks: {row.sources['marks']}")
+                row.sources |= {f"{c['source']} (sync)": c["verdict"] for c in vcpu["claims"]}
+                if epoch["verdict"] not in session.case.verdicts:
+                    reasons.append(f"the verdict is {epoch['verdict']}")
+                row.ok, row.reason = not reasons, "; ".join(reasons)
+                rows.append(row)
+    return rows
+
+
+def judge_clock(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any]) -> list[Row]:
+    """Hold what the map between two clocks says of every mark against the truth: a row for each vCPU.
+
+    The guest's clock at a mark is bracketed; its counter there is known, so is the host's, by the offset; and the
+    host's clock then is bracketed by the host's marks. Where the map puts the guest's bracket has to have something in
+    common with that. The row shows the mark in the middle.
+    """
+    lab, capture = session.lab, session.lab.folder / "capture"
+    rate = Fraction(10**9, sum(offsets["host"]["frequency_hz"]) // 2)
+    hosts = stamps.read_marks(session.root, capture / "host.dat")
+    rows = []
+    for guest in report["guests"]:
+        marks = stamps.read_marks(session.root, capture / guest["file"].rsplit("/")[-1])
+        for vcpu in guest["vcpus"]:
+            number = vcpu["guest_cpu"]
+            (offset,) = _true_offsets(session, guest["name"], number)
+            known = [
+                (mark, true)
+                for mark in marks.get(number, [])
+                for true in [stamps.at(hosts[0], mark.counter - offset, rate)]
+                if true is not None
+            ]
+            values = [str(value) for mark, _ in known for value in (mark.low, mark.high)]
+            said = lab.counterpoint("convert", *session.case.recordings(lab), "--cpu", str(number), "--json", *values)
+            answers = [json.loads(line) for line in said.stdout.splitlines()]
+            found = [(low["earliest"], high["latest"]) for low, high in zip(answers[::2], answers[1::2], strict=True)]
+            wrong = sum(not holds(one, true) for one, (_, true) in zip(found, known, strict=True))
+            middle = len(known) // 2
+            epoch = vcpu["epochs"][0]
+            row = Row(
+                case=session.case.name,
+                architecture="x86",
+                kernel="",
+                vmm="",
+                clock=guest["clock"],
+                guest=guest["name"],
+                vcpu=number,
+                truth=known[middle][1] if known else None,
+                truth_by="marks, debugfs, VMCB",
+                interval=found[middle] if known else None,
+                unit=f"ns, host stamp of a guest stamp in {known[middle][0].low}..{known[middle][0].high}"
+                if known
+                else "",
+                width_ns=answers[middle * 2]["bound_ns"] if known else None,
+                verdict=vcpu["verdict"],
+                sources={c["source"]: c["verdict"] for c in vcpu["claims"]},
+            )
+            row.sources["marks"] = f"{len(known) - wrong} of {len(known)} hold"
+            row.sources |= {"rate": f"{epoch['rate_ppb']} ppb"} if "rate_ppb" in epoch else {}
+            reasons = ["no mark in what both recorded"] if not known else []
+            reasons += [f"{wrong} of {len(known)} marks are not where the map puts them"] if wrong else []
+            reasons += [] if row.verdict in session.case.verdicts else [f"the verdict is {row.verdict}"]
+            row.ok, row.reason = not reasons, "; ".join(reasons)
+            rows.append(row)
+    return rows
+
+
+def _true_offsets(session: Session, name: str, vcpu: int) -> list[int]:
+    """Return a vCPU's offsets from the recording's beginning: debugfs before, KVM's writes, debugfs after.
+
+    KVM's writes count where the case says so: debugfs lacks what comes and goes, a new VM runs with few of its writes.
+    The last one has to be what debugfs says afterwards.
+    """
+    read = [
+        one
+        for reading in session.truths
+        for one in reading["debugfs"]
+        if (one["guest"], one["vcpu"]) == (name, vcpu) and reading["when"] in ("before", "after")
+    ]
+    found = [read[0]["offset"]]
+    if session.case.by_writes:
+        threads = {one["tid"] for one in read}
+        for tid, _, offset in session.writes():
+            if tid in threads and offset != found[-1]:
+                found.append(offset)
+    return found if read[-1]["offset"] == found[-1] else [*found, read[-1]["offset"]]
+
+
+def _sources(offsets: Mapping[str, Any], name: str, number: int, truth: int) -> dict[str, str]:
+    """Return what each source of `offsets` said of a vCPU: "equal", the bracket that holds it, or "not ..."."""
+    said: dict[str, str] = {}
+    for vm in offsets["vms"]:
+        for vcpu in vm["vcpus"]:
+            if (vm["name"], vcpu["vcpu"]) != (name, number):
+                continue
+            for reading in vcpu["readings"]:
+                low, high = reading["offset"]
+                if low == high:
+                    said[reading["source"]] = "equal" if low == truth else f"not equal: {low}"
+                else:
+                    within = "holds it" if low <= truth <= high else "does not hold it"
+                    said[reading["source"]] = f"{within}, {high - low} wide"
+            said |= {missing["source"]: f"missing: {missing['reason']}" for missing in vcpu["missing"]}
+    return said
+
+
+def _marks(session: Session, guest: Mapping[str, Any], number: int) -> dict[str, str]:
+    """Return whether the guest's stamps are its own counter: what it read lies between the stamps around it."""
+    file = session.lab.folder / "capture" / guest["file"].rsplit("/")[-1]
+    marks = stamps.read_marks(session.root, file).get(number, [])
+    good = sum(mark.low <= mark.counter <= mark.high for mark in marks)
+    return {"marks": f"{good} of {len(marks)} hold" if good == len(marks) else f"{len(marks) - good} do not hold"}
+
+
+def _watched(session: Session, name: str, number: int, truth: int) -> dict[str, str]:
+    """Return what `offsets --watch` saw written last, if it ran."""
+    file = session.host.share / "watch.jsonl"
+    writes = [
+        change["reading"]["offset"][0]
+        for change in map(json.loads, file.read_text().splitlines() if file.exists() else [])
+        if change.get("change") == "write" and (change["vm"]["name"], change["vcpu"]) == (name, number)
+    ]
+    if not writes:
+        return {}
+    what = "equal" if writes[-1] == truth else f"not equal: {writes[-1]}"
+    return {"kvm_write_tsc_offset": f"{what}, {len(writes)} writes"}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _quietly(where: Machine | Channel, script: str) -> str:
+    try:
+        return where.run(script, 20, check=False)
+    except LabError as error:
+        return f"not read: {error}\n"
