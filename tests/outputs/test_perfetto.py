@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def test_the_running_tasks_are_those_of_the_switches(written):
         for ns, cpu, _, _, fields in sorted(recorded(written, number, ("sched_switch",)), key=lambda e: e[:2]):
             switches[cpu].append((ns, fields["next_pid"]))
         for cpu, mine in switches.items():
-            expected = [(a[0], b[0] - a[0], a[1]) for a, b in zip(mine, mine[1:], strict=False)]
+            expected = [(a[0], b[0] - a[0], a[1]) for a, b in itertools.pairwise(mine)]
             # the last one ends with the trace
             assert sorted(read.pop((number, cpu)))[:-1] == expected
     assert not read
