@@ -22,6 +22,8 @@ from counterpoint.traces.recording import Recording
 _NOT_RUNNABLE = 0xFF
 """See ``edges``: the bits of prev_state that say why a thread sleeps."""
 
+_LCB_F_SPIN = 1
+
 _WAKE, _TO, _READY, _ASLEEP = 0, 1, 2, 3
 
 
@@ -248,6 +250,22 @@ class GuestTasks:
             last,
             np.zeros_like(none),
         )
+
+    def spins(self, cpu: int) -> tuple[I64, I64]:
+        """(from, to) i64: when a CPU waited for a lock without sleeping, by lock:contention_begin with LCB_F_SPIN and
+        contention_end (include/trace/events/lock.h); none where that was not recorded.
+        """
+        begin, begun = self._rows("lock", "contention_begin", "flags")
+        _, ended = self._rows("lock", "contention_end")
+        begun = begun[self._column(begin, "flags", begun) & _LCB_F_SPIN != 0]
+        row = np.concatenate([begun, ended])
+        opens = np.arange(len(row)) < len(begun)
+        here = self.cpu(row) == cpu
+        row, opens = row[here], opens[here]
+        order = np.argsort(row, kind="stable")
+        row, opens = row[order], opens[order]
+        at = np.flatnonzero(opens[:-1] & ~opens[1:]) if len(row) else row
+        return self.when(row[at]), self.when(row[at + 1])
 
     def where(self, pid: int, begin: int, end: int) -> list[tuple[int, int, int]]:
         """(from, to, CPU): where a task ran or waited to run between two of its own events; CPU -1: it slept."""

@@ -10,6 +10,7 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -28,6 +29,9 @@ QUIET_NS = 1_000_000
 """A guest's idle task that is in guest mode for longer, while something is due, is not accounted for by any event."""
 
 
+_PAUSES = ("pause", "pause_instruction", "wfx")
+"""Exits of a guest that spins: PAUSE of x86 (SVM and VMX), WFE of arm64."""
+
 SOFTIRQS = ("HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU")
 """Softirqs by their vector (include/linux/interrupt.h)."""
 
@@ -38,9 +42,9 @@ class Cause:
 
     ``kind``: "host task" (it ran on the CPU that the vCPU's thread waited for), "exit" (handled in the kernel), "vmm",
     "outside" (either of them), "host irq", "host softirq", "polling", "halted", "blocked", "guest task", "guest idle",
-    "guest softirq", "guest irq", "asleep" (the task itself, in the guest) or "unexplained". ``machine``: whose task,
-    interrupt or exit it is. ``name``: the task, the reason. ``number``: the thread's id, the interrupt, the softirq;
-    -1: none.
+    "guest softirq", "guest irq", "guest lock" (it spins for one), "asleep" (the task itself, in the guest) or
+    "unexplained". ``machine``: whose task, interrupt or exit it is. ``name``: the task, the reason. ``number``: the
+    thread's id, the interrupt, the softirq; -1: none.
     """
 
     kind: str
@@ -55,6 +59,8 @@ class Cause:
                 return f"waits for a CPU of {self.machine} that is idle"
             case "host task":
                 return f"waits for a CPU of {self.machine}: {self.name} [{self.number}] runs"
+            case "guest lock":
+                return f"{self.machine}: {self.name}"
             case "guest task":
                 return f"{self.machine}: {self.name} [{self.number}] runs"
             case "guest idle":
@@ -142,6 +148,7 @@ class Explainer:
         self._contexts: dict[tuple[int, int], ContextSteps] = {}
         self._reasons: dict[int, tuple[I64, list[str]]] = {}
         self._tasks: dict[str, GuestTasks] = {}
+        self._spins: dict[tuple[str, int], tuple[I64, I64]] = {}
         self._irqs: dict[int, dict[int, str]] = {}
         self._called = [NamesAt(m, self._timeline.base) for m in self._timeline.machines]
         rate = self._timeline.rate
@@ -270,6 +277,11 @@ class Explainer:
             cause = Cause(UNEXPLAINED)
         if cause.kind == "guest idle" and hi - lo > self._quiet:
             cause = Cause(UNEXPLAINED, cause.machine, "the guest is idle and in guest mode")
+        if state is State.GUEST and cause.kind != UNEXPLAINED:
+            return self._spinning(states, lo, hi, cause, event, cause)
+        if state is State.KERNEL and cause.name.lower() in _PAUSES and step and states.state[step - 1] == State.GUEST:
+            # it leaves guest mode for spinning
+            return self._spinning(states, lo, hi, cause, event, self._cause(states, step - 1, lo))
         if state not in (State.KERNEL, State.USER, State.OUTSIDE, State.POLLING) or states.cpu[step] < 0:
             return [Piece(lo, hi, cpu, cause, event)]
         steps = self._context(number, int(states.cpu[step]))
@@ -286,6 +298,52 @@ class Explainer:
                 out.append(Piece(begin, end, cpu, irq, (self._names[number], int(steps.row[at]))))
             else:
                 out.append(Piece(begin, end, cpu, cause, event))
+        return out
+
+    def _spinning(
+        self, states: VcpuStates, lo: int, hi: int, cause: Cause, event: tuple[str, int] | None, who: Cause
+    ) -> list[Piece]:
+        """A piece, cut by when ``who`` spins for a lock there, and by which other vCPU does not run meanwhile.
+
+        Whether that one holds the lock no event tells; that it cannot give one back is certain.
+        """
+        guest, cpu = states.guest or "", states.guest_cpu if states.guest_cpu is not None else -1
+        if (guest, cpu) not in self._spins:
+            self._spins[guest, cpu] = self.tasks(guest).spins(cpu)
+        begins, ends = self._spins[guest, cpu]
+        if not len(begins):
+            return [Piece(lo, hi, cpu, cause, event)]
+        out, at = [], lo
+        spinner = f"{who.name} [{who.number}]" if who.kind == "guest task" else who.kind.removeprefix("guest ")
+        for n in range(int(np.searchsorted(ends, lo, side="right")), int(np.searchsorted(begins, hi, side="left"))):
+            begin, end = max(lo, int(begins[n])), min(hi, int(ends[n]))
+            if at < begin:
+                out.append(Piece(at, begin, cpu, cause, event))
+            out += [
+                Piece(a, b, cpu, Cause("guest lock", guest, f"{spinner} spins for a lock{text}"), event)
+                for a, b, text in self._held_up(guest, cpu, begin, end)
+            ]
+            at = end
+        if at < hi:
+            out.append(Piece(at, hi, cpu, cause, event))
+        return out
+
+    def _held_up(self, guest: str, cpu: int, begin: int, end: int) -> list[tuple[int, int, str]]:
+        """(from, to, words): which other vCPU of the guest waits for a CPU meanwhile; "": none does."""
+        others = [(c, s) for (g, c), many in self._of_vcpu.items() if g == guest and c != cpu for s in many]
+        cuts = {begin, end}
+        for _, states in others:
+            first, last = np.searchsorted(states.begin, [begin, end], side="right").tolist()
+            cuts |= {int(t) for t in states.begin[first:last] if begin < t < end}
+        edges = sorted(cuts)
+        out = []
+        for lo, hi in pairwise(edges):
+            words = []
+            for other, states in others:
+                step = int(step_at(states.begin, np.array([lo]))[0])
+                if step >= 0 and lo < states.end and states.state[step] == State.WAITING:
+                    words.append(f"vCPU {other} {self._cause(states, step, lo)}")
+            out.append((lo, hi, f" while {' and '.join(words)}" if words else ""))
         return out
 
     def _is_vague(self, states: VcpuStates, step: int, lo: int, hi: int, bound: int) -> bool:
