@@ -120,14 +120,16 @@ def _before_entries(host: Lane, tid: int, injected: I64, doubted: I64) -> tuple[
     rows = np.concatenate(parts)
     order = np.lexsort((rows, host.ts_ns[rows]))
     kind, rows = kind[order], rows[order]
-    # an exit may be recorded after an interrupt of the host's, in which the guest's timer was raised
+    # an exit is recorded after an interrupt of the host's that ended the window, in which the timer's line was raised
     steps = np.flatnonzero(kind != _EXIT)
+    entries, exits = np.r_[np.flatnonzero(kind == _ENTRY), len(kind)], np.r_[np.flatnonzero(kind == _EXIT), len(kind)]
     between = (kind[steps[:-2]] == _ENTRY) & (kind[steps[1:-1]] == _INJECTION) & (kind[steps[2:]] == _ENTRY)
     which = np.flatnonzero(between)
-    which = which[steps[which + 2] + 1 < len(kind)]
-    leave_at = steps[which + 2] + 1
-    which, leave_at = which[kind[leave_at] == _EXIT], leave_at[kind[leave_at] == _EXIT]
-    before, at, entry, leave = rows[steps[which]], rows[steps[which + 1]], rows[steps[which + 2]], rows[leave_at]
+    again = steps[which + 2]
+    left = exits[np.searchsorted(exits, again)]
+    ended = left < entries[np.searchsorted(entries, again, side="right")]
+    which, again, left = which[ended], again[ended], left[ended]
+    before, at, entry, leave = rows[steps[which]], rows[steps[which + 1]], rows[again], rows[left]
     stream = recording.stream_of
     good = (stream[before] == stream[at]) & (stream[at] == stream[entry]) & (stream[entry] == stream[leave])
     lost = np.sort(recording.losses.row)
