@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from counterpoint.clocks.pairs import ClockPair
 from counterpoint.clocks.rate import Rate
+from counterpoint.clocks.wall import Wall
 from counterpoint.commands.main import main
 from counterpoint.errors import UsageError
 from counterpoint.outputs import ctf, ctf_packets, ctf_rows
@@ -98,12 +100,10 @@ def check_fields(known: EventFormat | None, values: dict[str, Any], read_back: A
     assert {k: v for k, v in fields.items() if k not in lengths} == values
 
 
-@pytest.mark.parametrize("name", ["x86-agent", "arm64-monoraw"])
-def test_every_event_is_read_back_as_it_is_shown(name, result, tmp_path, monkeypatch):
+def test_every_event_is_read_back_as_it_is_shown(result, tmp_path, monkeypatch):
     need_babeltrace()
     monkeypatch.setattr(ctf, "BLOCK", 3000)
     monkeypatch.setattr(ctf_packets, "PACKET_BYTES", 9000)
-    result = result if name == "x86-agent" else sync(*pair(name))
 
     notes = write_ctf(result, tmp_path / "out", overwrite=False)
 
@@ -111,6 +111,12 @@ def test_every_event_is_read_back_as_it_is_shown(name, result, tmp_path, monkeyp
     check_same_events(result.timeline, read_text(tmp_path / "out"), every=61)
     proof = json.loads((tmp_path / "out" / "proof.json").read_text())
     assert [g["vcpus"][0]["verdict"] for g in proof["guests"]] == [result.guests[0].vcpus[0].verdict.value]
+
+
+def test_every_event_of_an_arm64_guest(tmp_path):
+    timeline = alone(Recording.open(pair("arm64-monoraw")[1]))
+
+    check_same_events(timeline, read_text(written(timeline, tmp_path / "out")), every=61)
 
 
 def test_the_environment_says_the_proof(result, tmp_path):
@@ -298,6 +304,32 @@ def test_a_full_disk_leaves_the_old_folder_and_says_which(result, tmp_path, monk
     assert caught.value.filename == str(out)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_where_1970_is_known_readers_show_the_date(result, tmp_path):
+    bt2 = need_babeltrace()
+    timeline = result.timeline
+    first = int(timeline.host_ticks[0])
+    wall = Wall((ClockPair(first, 1_700_000_000_123_456_789, 900, "test"),), timeline.rate, 0)
+
+    (tmp_path / "out").mkdir()
+    assert write_traces(timeline, tmp_path / "out", tmp_path / "out", None, wall) == []
+
+    message = next(
+        m for m in bt2.TraceCollectionMessageIterator(str(tmp_path / "out")) if type(m) is bt2._EventMessageConst
+    )
+    assert abs(message.default_clock_snapshot.ns_from_origin - 1_700_000_000_123_456_789) <= 2
+    assert message.default_clock_snapshot.value == timeline.ts_ns[0]
+    assert "since 1970 within 18" in message.default_clock_snapshot.clock_class.description
+
+
+def test_ticks_of_unknown_length_are_said_to_be_ticks(result, tmp_path):
+    timeline = Timeline(result.timeline.machines[:1], None)
+
+    events = list(read_text(written(timeline, tmp_path / "out")))
+
+    assert [e.stamp for e in events] == timeline.host_ticks.tolist()
+    assert "ticks, each shown as 1 ns" in (tmp_path / "out" / "host" / "metadata").read_text()
 
 
 def test_names_of_machines_are_names_of_folders():

@@ -205,6 +205,19 @@ def test_channels_of_a_cpu_are_one_stream(tmp_path):
     assert losses(recording) == {50: -1, 60: -1, 70: 2}
 
 
+def test_traces_of_perf_keep_their_names(tmp_path):
+    need_babeltrace()
+    trace = channels(tmp_path, [([10, 20], 22, 0)])
+    text = (trace / "metadata").read_text().replace("written_by", "was_written_by").replace(" _tid;", " _perf_tid;")
+    (trace / "metadata").write_text(text)
+
+    recording = Recording.open(trace)
+
+    [event] = recording.formats.values()
+    assert (event.system, event.name, recording.pid.tolist()) == ("a", "mark", [7, 7])
+    assert recording.clock == "host_time"
+
+
 TSDL = """/* CTF 1.8 */
 trace { major = 1; minor = 8; byte_order = le; packet.header := struct {
     integer { size = 32; } magic; integer { size = 32; } stream_id; }; };
