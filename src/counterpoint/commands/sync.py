@@ -110,6 +110,11 @@ def _attach(result: SyncResult, args: argparse.Namespace, progress: Progress) ->
     from counterpoint.outputs.dat_attach import attach
 
     folder = Path(args.attach)
+    for one in (m.recording for m in result.timeline.machines):
+        if not one.is_dat:
+            raise UsageError(
+                f"--attach: {one.path} is {one.format}, and copies are of trace.dat (-o FILE.dat takes all)"
+            )
     folder.mkdir(exist_ok=True)
     try:
         files = attach(result, folder, overwrite=args.force, progress=progress)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from counterpoint.dat_layout import MAGIC
 from counterpoint.errors import BadFileError
-from counterpoint.traces import dat, perf
+from counterpoint.traces import dat, perf, text
 from counterpoint.traces.contents import Contents
 
 HEAD = 4096
@@ -28,6 +28,7 @@ class Format:
 FORMATS = (
     Format("trace.dat", lambda _, head: head.startswith(MAGIC), dat.read),
     Format("perf.data", lambda _, head: head.startswith((perf.MAGIC, perf.SWAPPED)), perf.read),
+    Format("ftrace text", text.fits, text.read),
 )
 """Asked in this order. ``info`` calls a recording's format by its name here."""
 
