@@ -161,14 +161,14 @@ def test_the_command_prints_them_and_what_it_attached(tmp_path, capsys):
     assert main(["sync", *pair, "--print-options"]) == 0
     out = capsys.readouterr().out
     assert "guest, trace-cmd attach:\n    cannot say it: host.dat has no TSC2NSEC" in out
-    assert "--vm-time-correlation=0xffffffecee" in out
+    assert f"--vm-time-correlation={-81892957611 & (1 << 64) - 1:#x} --force\n" in out
 
     assert main(["sync", *pair, "--print-options", "--attach", str(tmp_path / "a"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [o["tool"] for o in report["tool_options"]][::4] == ["trace-cmd attach", "Perfetto manifest"]
     guest, host = report["attached"]
     assert guest == {
-        "file": str(tmp_path / "a" / "guest.dat"), "machine": "guest", "options": ["TRACEID", "TSC2NSEC", "TIME_SHIFT"],
+        "file": str(tmp_path / "a" / "guest.dat"), "machine": "guest", "options": ["TRACEID", "TIME_SHIFT"],
         "corrected": None, "notes": [],
     }  # fmt: skip
-    assert host["options"] == ["TRACEID", "TSC2NSEC", "GUEST"]
+    assert host["options"] == ["TRACEID", "GUEST"]
