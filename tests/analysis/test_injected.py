@@ -1,4 +1,4 @@
-"""``why`` on small worlds in which one known cause made a task late: it comes first, with its share; none is made up."""
+"""``why`` on small worlds in which one known cause made a task late: it comes first, none is made up."""
 
 from __future__ import annotations
 

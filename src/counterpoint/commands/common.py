@@ -55,6 +55,11 @@ def add_claims(parser: argparse.ArgumentParser) -> None:
         help="CHILD is PARENT's guest (file stems); without it every guest is HOST's",
     )  # fmt: skip
     group.add_argument(
+        "--clock", action="append", default=[], metavar="[NAME=]CLOCK",
+        help="the trace clock of a recording that does not name it, as ftrace's text does not: x86-tsc, mono_raw, local"
+        " ... (repeatable)",
+    )  # fmt: skip
+    group.add_argument(
         "--frequency", type=int, metavar="HZ", help="arm64: the counter's frequency, where the stamps do not tell"
     )
     group.add_argument(
@@ -174,6 +179,7 @@ def run_sync(args: argparse.Namespace) -> SyncResult:
             claim_events=args.claim_event,
             frequency=args.frequency,
             ks=args.k,
+            clocks=args.clock,
             hosts=args.further,
             **captured,
             progress=progress,

@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  counterpoint show host.dat guest.dat --event 'kvm:*' --cpu guest:0 --last 20\n"
         "  counterpoint show host.dat guest.dat --around 310782733393 --relative\n"
+        "  counterpoint show host.dat guest.dat --machine host --task 'CPU 0/KVM' --from 310782733393\n"
+        "  counterpoint show host.dat guest.dat --event sched_switch --json --fields\n"
         "  counterpoint show host.dat guest.dat --format '{since} {machine} {event} {text}'\n\n"
         "exit status: as for sync"
     )
@@ -93,6 +95,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.fields and not args.json:
         raise UsageError("--fields goes with --json (--raw lists the fields in lines of text)")
+    for flag, count in (("--last", args.last), ("--context", args.context)):
+        if count is not None and count < 0:
+            raise UsageError(f"{flag} {count}: a number of events is expected")
     form = None if args.format is None else _form(args.format)
     timeline, result = _timeline(args)
     late = LateWarnings(m.recording for m in timeline.machines)
@@ -107,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     positions = select(timeline, wanted)
     middle = host_stamp(args.around, timeline, "--around")
     if middle is not None:
-        positions = around(timeline, positions, middle, max(args.context, 0))
+        positions = around(timeline, positions, middle, args.context)
     if args.last is not None:
         positions = positions[max(0, len(positions) - args.last) :] if args.last > 0 else positions[:0]
     origin = None
