@@ -55,11 +55,16 @@ class Guest:
 
     name: str
     channel: Channel
+    where: Channel
+    """The machine that its VMM runs in."""
     process: int
     port: int
     """The host's port that is the guest's own."""
     cid: int
-    monitor: str
+
+    def __post_init__(self) -> None:
+        """A guest keeps its monitor's name when it is called by another."""
+        self.monitor = f"/run/{self.name}.qmp"
 
 
 @dataclass
@@ -78,44 +83,55 @@ class Session:
         """Run Counterpoint in the host."""
         return self.host.run(f"cd /tmp; python3 /lab/share/counterpoint.pyz {arguments}", timeout, check)
 
-    def start_guest(self, name: str, port: int, extra: str = "", append: str = "", wait: bool = True) -> Guest:
-        """Start a guest under KVM in the host; its disk is the host's, its second disk is Counterpoint's zip file."""
+    def start_guest(
+        self, name: str, port: int, extra: str = "", wait: bool = True, parent: Guest | None = None
+    ) -> Guest:
+        """Start a guest under KVM in the host, or in a guest of it; `extra` are more of its VMM's options.
+
+        Its disk is the host's, its second disk is Counterpoint's zip file. `port` of the host is its own.
+        """
         case, cid = self.case, 2 + port
+        where = parent.channel if parent else self.host.channel(0)
+        cpu, vcpus, memory = ("host,-svm", "1", "300M") if parent else (case.cpu, case.smp or case.vcpus, case.memory)
         arguments = [
-            *("-name", f"guest={name},debug-threads=on", "-accel", "kvm", "-cpu", case.cpu, "-machine", case.machine),
-            *("-smp", case.smp or str(case.vcpus), "-m", case.memory, *FLAGS.split()),
-            *("-kernel", "/boot/vmlinuz", "-initrd", "/boot/initrd"),
-            *("-append", f"{QUIET} tsc=reliable no_timer_check lab.name={name} {case.append} {append}"),
+            *("-name", f"guest={name},debug-threads=on", "-accel", "kvm", "-cpu", cpu, "-machine", case.machine),
+            *("-smp", str(vcpus), "-m", memory, *FLAGS.split(), "-kernel", "/boot/vmlinuz", "-initrd", "/boot/initrd"),
+            *("-append", f"{QUIET} tsc=reliable no_timer_check lab.name={name} {case.append}"),
             *("-drive", "file=/dev/vda,if=virtio,format=raw,readonly=on,file.locking=off"),
             *("-drive", "file=/lab/share/counterpoint.pyz,if=virtio,format=raw,readonly=on,file.locking=off"),
             *("-serial", f"file:/lab/share/{name}-console.txt"),
             *("-qmp", f"unix:/run/{name}.qmp,server=on,wait=off", "-pidfile", f"/run/{name}.pid"),
-            *("-device", "virtio-serial-pci", "-chardev", "stdio,id=lab,signal=off"),
-            *("-device", "virtserialport,chardev=lab,name=lab.0"),
+            *("-device", "virtio-serial-pci,id=ports", "-chardev", "stdio,id=lab,signal=off"),
+            *("-device", "virtserialport,bus=ports.0,chardev=lab,name=lab.0"),
         ]
-        if case.recorder != "inside":
+        if case.recorder != "inside" and not parent:
             arguments += ["-device", f"vhost-vsock-pci,guest-cid={cid}"]
         line = f"qemu-system-x86_64 {shlex.join(arguments)} {extra}"
-        self.host.run(f"cd /run; {line} <>$(lab-port {port}) >&0 2>/lab/share/{name}-qemu.txt &")
-        said = self.host.share / f"{name}-qemu.txt"
-        text = f"until [ -s /run/{name}.pid ]; do sleep 0.1; done; cat /run/{name}.pid"
+        # a port of the machine that it runs in: a nested guest's parent has one for it
+        passed = 1 if parent else port
+        where.run(f"cd /run; {line} <>$(lab-port {passed}) >&0 2>/lab/share/{name}-qemu.txt &")
+        text = f"n=0; until [ -s /run/{name}.pid ]; do sleep 0.3; n=$((n+1)); [ $n -lt 200 ] || exit 1; done"
         try:
-            pid = int(self.host.run(text, 30))
+            where.run(text, 120)
         except LabError:
-            raise LabError(f"{name}: its QEMU did not start: {said.read_text()}") from None
-        guest = Guest(name, self.host.channel(port), pid, port, cid, f"/run/{name}.qmp")
+            said = where.run(f"cat /lab/share/{name}-qemu.txt", check=False)
+            raise LabError(f"{name}: its QEMU did not start: {said}") from None
+        pid = int(where.run(f"cat /run/{name}.pid"))
+        guest = Guest(name, self.host.channel(port), where, pid, port, cid)
         self.guests[name] = guest
         if wait:
             self.wait_guest(guest)
         return guest
 
-    def wait_guest(self, guest: Guest) -> None:
+    def wait_guest(self, guest: Guest, timeout: float = 300) -> None:
         """Wait until a guest is up, and give it what it needs to be recorded."""
-        guest.channel.up(300)
+        guest.channel.up(timeout)
         self.lab.say(f"{guest.name} is up")
         size = self.zipapp.stat().st_size
-        text = f"head -c {size} /dev/vdb > /tmp/counterpoint.pyz; umask 077; echo {shlex.quote(SECRET)} > /tmp/secret"
-        guest.channel.run(text)
+        guest.channel.run(
+            f"cat /dev/vdb > /lab/share/counterpoint.pyz; head -c {size} /dev/vdb > /tmp/counterpoint.pyz;"
+            f"umask 077; echo {shlex.quote(SECRET)} > /tmp/secret"
+        )
 
     def move(self, guest: Guest, state: str, before_end: Callable[[], object] = lambda: None) -> Guest:
         """Let a guest go on in another VMM with another port; `state` is where to, "unix:..." or a file's "exec:"."""
@@ -146,7 +162,7 @@ class Session:
     def qmp(self, guest: Guest, command: str, **arguments: object) -> Any:  # noqa: ANN401  what the monitor answers
         """Ask a guest's VMM in the host."""
         request = json.dumps({"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}})
-        answer = json.loads(self.host.run(f"lab-qmp {guest.monitor} {shlex.quote(request)}"))
+        answer = json.loads(guest.where.run(f"lab-qmp {guest.monitor} {shlex.quote(request)}"))
         if "error" in answer:
             raise LabError(f"{guest.name}: {command}: {answer['error'].get('desc')}")
         return answer.get("return")
@@ -227,6 +243,7 @@ class X86:
     cpu: str = "host"
     machine: str = "q35"
     append: str = ""
+    guest_options: str = ""
     recorder: str = "agent"
     clock: str = "x86-tsc"
     seconds: float = 5
@@ -276,7 +293,7 @@ class X86:
             arguments = "offsets --watch --no-probes --json > /lab/share/watch.jsonl & echo $! > /tmp/watch.pid; wait"
             watching = host.channel(0).start(f"cd /tmp; python3 /lab/share/counterpoint.pyz {arguments}")
             lab.eventually(lambda: _size(host.share / "watch.jsonl"), 60, "offsets --watch says what is there")
-        guest = session.start_guest("guest", 1)
+        guest = session.start_guest("guest", 1, self.guest_options)
         if watching:
             host.run("kill -TERM $(cat /tmp/watch.pid)")
             watching.wait(60, check=False)
