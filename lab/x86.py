@@ -249,6 +249,8 @@ class X86:
     seconds: float = 5
     options: str = ""
     """More of `counterpoint record`."""
+    offsets: bool = False
+    """Read the offsets by every source before the recording, too."""
     watch: bool = False
     """Log each write of an offset while the guest boots."""
     before: Callable[[Session, Guest], None] | None = None
@@ -302,12 +304,7 @@ class X86:
         if self.recorder != "inside":
             session.start_agent(guest)
         session.read_truth("before")
-        load = session.marks(guest, 8)
-        offsets = json.loads(session.pyz("offsets --vmm --json", 180, check=False))
-        lab.write("offsets.json", offsets)
-        for job in load:
-            job.wait(120)
-        lab.say("offsets are read")
+        offsets = self._offsets(session, guest) if self.offsets else None
         self._record(session, guest)
         guest = session.guests[guest.name]
         session.read_truth("after")
@@ -321,6 +318,17 @@ class X86:
         for row in rows:
             row.kernel, row.vmm = boots.release, vmm
         return rows
+
+    @staticmethod
+    def _offsets(session: Session, guest: Guest) -> dict[str, Any]:
+        """Read every source while the guest has something to do: an idle vCPU passes no probe."""
+        load = session.marks(guest, 8)
+        offsets = json.loads(session.pyz("offsets --vmm --json", 240, check=False))
+        session.lab.write("offsets.json", offsets)
+        for job in load:
+            job.wait(240)
+        session.lab.say("offsets are read")
+        return dict(offsets)
 
     def _record(self, session: Session, guest: Guest) -> None:
         """Record both until all that is to happen has happened; the capture comes home."""
@@ -401,7 +409,7 @@ class X86:
         return job
 
 
-def judge(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any]) -> list[Row]:
+def judge(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any] | None) -> list[Row]:
     """Hold what `sync` found, and what each source said before, against the truth: a row for each epoch."""
     rows = []
     for guest in report["guests"]:
@@ -433,7 +441,7 @@ def judge(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any
                         reasons.append("the truth is not in the interval")
                     if not any(seen["offset"] == truth for read in session.truths for seen in read["vmcb"]):
                         reasons.append("no VMCB has this offset")
-                    if index == 0:
+                    if index == 0 and offsets:
                         row.sources = _sources(offsets, guest["name"], number, truth)
                         row.sources |= _watched(session, guest["name"], number, truth)
                     reasons += [f"{name}: {said}" for name, said in row.sources.items() if "not " in said]
@@ -448,7 +456,7 @@ def judge(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any
     return rows
 
 
-def judge_clock(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any]) -> list[Row]:
+def judge_clock(session: Session, report: Mapping[str, Any], _: Mapping[str, Any] | None) -> list[Row]:
     """Hold what the map between two clocks says of every mark against the truth: a row for each vCPU.
 
     The guest's clock at a mark is bracketed; its counter there is known, so is the host's, by the offset; and the
@@ -456,7 +464,8 @@ def judge_clock(session: Session, report: Mapping[str, Any], offsets: Mapping[st
     common with that. The row shows the mark in the middle.
     """
     lab, capture = session.lab, session.lab.folder / "capture"
-    rate = Fraction(10**9, sum(offsets["host"]["frequency_hz"]) // 2)
+    told = json.loads((capture / "capture.json").read_text())["machines"]["host"]["counter"]["hz"]
+    rate = Fraction(10**9, sum(told) // 2)
     hosts = stamps.read_marks(session.root, capture / "host.dat")
     rows = []
     for guest in report["guests"]:

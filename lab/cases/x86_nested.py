@@ -33,6 +33,7 @@ CASES = [
     X86(
         name="x86-nested",
         about="the guest boots a guest of its own while it is recorded: L1's offset while L2 runs",
+        offsets=True,
         vcpus=1,
         memory="1200M",
         guest_options=PORT,

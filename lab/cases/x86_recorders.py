@@ -21,12 +21,14 @@ CASES = [
     X86(
         name="x86-one-vcpu",
         about="one vCPU, recorded with an old kernel on both sides",
+        offsets=True,
         kernel="6.1",
         vcpus=1,
     ),
     X86(
         name="x86-new-kernel",
         about="the plain pair with the newest kernel that Debian has",
+        offsets=True,
         kernel="7.3",
         watch=True,
     ),
