@@ -25,6 +25,7 @@ from lab.run import Lab, Row, holds
 # of the one root that is the host's, its guests' and, for the emulator, this machine's
 PACKAGES = ["qemu-system-x86", "python3", "trace-cmd", "busybox-static", "base-files"]
 MODULES = ("kvm_amd", "vhost_vsock", "vmw_vsock_virtio_transport", "msr", "ptp_kvm?")
+GUEST_MODULES = ("vmw_vsock_virtio_transport", "msr")
 KERNELS = {
     "6.12": (("trixie", "trixie-backports"), "linux-image-amd64"),
     "7.3": (("trixie", "trixie-backports"), "linux-image-amd64/trixie-backports"),
@@ -46,7 +47,7 @@ def images(cache: Path, kernel: str) -> tuple[Path, System]:
         start = f'#!/bin/sh\nexec python3 /lab/inside/{file.name} "$@"\n'
         extra[f"lab/inside/{file.name}"] = file.read_bytes()
         extra[f"lab/bin/{file.stem.replace('_', '-')}"] = start.encode()
-    return root, system(cache, root, kernel_root, MODULES, extra, python=root)
+    return root, system(cache, root, kernel_root, MODULES, extra, root, GUEST_MODULES)
 
 
 @dataclass
@@ -96,7 +97,7 @@ class Session:
         arguments = [
             *("-name", f"guest={name},debug-threads=on", "-accel", "kvm", "-cpu", cpu, "-machine", case.machine),
             *("-smp", str(vcpus), "-m", memory, *FLAGS.split(), "-kernel", "/boot/vmlinuz", "-initrd", "/boot/initrd"),
-            *("-append", f"{QUIET} tsc=reliable no_timer_check lab.name={name} {case.append}"),
+            *("-append", f"{QUIET} tsc=reliable no_timer_check lab.guest lab.name={name} {case.append}"),
             *("-drive", "file=/dev/vda,if=virtio,format=raw,readonly=on,file.locking=off"),
             *("-drive", "file=/lab/share/counterpoint.pyz,if=virtio,format=raw,readonly=on,file.locking=off"),
             *("-serial", f"file:/lab/share/{name}-console.txt"),
@@ -241,7 +242,7 @@ class X86:
     smp: str = ""
     memory: str = "600M"
     cpu: str = "host"
-    machine: str = "q35"
+    machine: str = "q35,i8042=off"
     append: str = ""
     guest_options: str = ""
     recorder: str = "agent"

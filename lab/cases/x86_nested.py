@@ -12,6 +12,7 @@ PORT = "-chardev serial,id=inner,path=$(lab-port 2) -device virtserialport,bus=p
 
 
 def _start_inner(session: Session, guest: Guest) -> None:
+    guest.channel.run("modprobe kvm_amd", 120)
     session.start_guest("inner", 2, parent=guest, wait=False)
 
 
