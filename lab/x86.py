@@ -248,7 +248,7 @@ class X86:
     recorder: str = "agent"
     clock: str = "x86-tsc"
     seconds: float = 5
-    options: str = ""
+    options: str = "--no-kallsyms"
     """More of `counterpoint record`."""
     offsets: bool = False
     """Read the offsets by every source before the recording, too."""

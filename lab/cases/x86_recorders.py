@@ -16,7 +16,7 @@ CASES = [
     X86(
         name="x86-lossy",
         about="buffers of 32 KB a CPU and every event of kvm, sched, irq and timer: much is lost",
-        options="--buffer-size 32K -e kvm -e sched -e irq -e timer -e raw_syscalls",
+        options="--no-kallsyms --buffer-size 32K -e kvm -e sched -e irq -e timer -e raw_syscalls",
     ),
     X86(
         name="x86-one-vcpu",
