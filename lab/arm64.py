@@ -11,9 +11,11 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from lab import stamps
 from lab.images import System, system
 from lab.machine import Channel, Job, Machine
 from lab.packages import LabError, Suites, environment, program
@@ -21,10 +23,11 @@ from lab.rsp import Stub
 from lab.run import Lab, Row, holds
 
 SUITES = ("trixie", "trixie-backports")
-EMULATOR = ["qemu-system-arm", "python3"]
-"""Of this machine's own architecture; Python, to compile modules of the other one's."""
-PACKAGES = ["qemu-system-arm", "python3", "trace-cmd", "busybox-static", "base-files"]
-MODULES = ("vhost_vsock", "vmw_vsock_virtio_transport", "ptp_kvm?", "virtio_rng")
+EMULATOR = ["qemu-system-arm", "python3", "trace-cmd"]
+"""Of this machine's own architecture; Python, to compile modules of the other one's, and trace-cmd to read marks."""
+PACKAGES = ["qemu-system-arm", "python3", "trace-cmd", "dropbear-bin", "busybox-static", "base-files"]
+GUEST_MODULES = ("vmw_vsock_virtio_transport", "virtio_rng", "virtio_net")
+MODULES = ("vhost_vsock", *GUEST_MODULES)
 KERNELS = {
     "6.12": (SUITES, "linux-image-arm64"),
     "7.3": (SUITES, "linux-image-arm64/trixie-backports"),
@@ -35,6 +38,7 @@ FLAGS = "-nodefaults -no-user-config -display none -no-reboot"
 SECRET = "the lab's own secret, of no use elsewhere"  # noqa: S105
 INSIDE = Path(__file__).parent / "inside"
 HOST_CPUS = 2
+SSH = "dbclient -y -y -i /root/key"
 _U64 = 1 << 64
 
 
@@ -49,7 +53,7 @@ def images(cache: Path, kernel: str) -> tuple[Path, System]:
         start = f'#!/bin/sh\nexec python3 /lab/inside/{file.name} "$@"\n'
         extra[f"lab/inside/{file.name}"] = file.read_bytes()
         extra[f"lab/bin/{file.stem.replace('_', '-')}"] = start.encode()
-    return emulator, system(cache, root, kernel_root, MODULES, extra, python=emulator)
+    return emulator, system(cache, root, kernel_root, MODULES, extra, python=emulator, guest_modules=GUEST_MODULES)
 
 
 @dataclass
@@ -77,6 +81,8 @@ class Session:
     case: Arm64
     host: Machine
     zipapp: Path
+    emulator: Path
+    """The root of packages that it runs in."""
     guests: dict[str, Guest] = field(default_factory=dict)
     truths: list[dict[str, Any]] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
@@ -93,7 +99,7 @@ class Session:
             *("-name", f"guest={name},debug-threads=on", "-accel", "kvm", "-cpu", "host"),
             *("-machine", "virt,gic-version=3", "-smp", str(vcpus), "-m", self.case.memory, *FLAGS.split()),
             *("-kernel", "/boot/vmlinuz", "-initrd", "/boot/initrd"),
-            *("-append", f"{QUIET} lab.name={name} {self.case.append}"),
+            *("-append", f"{QUIET} lab.guest lab.name={name} {self.case.append}"),
             *("-drive", "file=/dev/vda,if=virtio,format=raw,readonly=on,file.locking=off"),
             *("-drive", "file=/lab/share/counterpoint.pyz,if=virtio,format=raw,readonly=on,file.locking=off"),
             *("-device", f"vhost-vsock-pci,guest-cid={cid}", "-device", "virtio-rng-pci"),
@@ -102,6 +108,9 @@ class Session:
             *("-device", "virtio-serial-pci", "-chardev", "stdio,id=lab,signal=off"),
             *("-device", "virtserialport,chardev=lab,name=lab.0"),
         ]
+        if self.case.recorder == "ssh":
+            forward = f"hostfwd=tcp:127.0.0.1:{2200 + port}-:22"
+            arguments += ["-netdev", f"user,id=net,{forward}", "-device", "virtio-net-pci,netdev=net,romfile="]
         line = f"qemu-system-aarch64 {shlex.join(arguments)} {extra}"
         said = self.host.share / f"{name}-qemu.txt"
         self.host.run(f"rm -f /run/{name}.pid; cd /run; {line} <>$(lab-port {port}) >&0 2>/lab/share/{said.name} &")
@@ -158,7 +167,7 @@ class Session:
         Of several VMs, all but this one are known already.
         """
         others = {other.stage2 for other in self.guests.values() if other is not guest}
-        jobs = self.spin(guest, 20)
+        jobs = self.spin(guest, 12)
         seen: dict[int, int] = {}
         for _ in range(tries):
             time.sleep(0.3)
@@ -184,14 +193,14 @@ class Session:
         self.lab.say(f"{guest.name}: CNTVOFF_EL2 is {offset} ({when})")
         return offset
 
-    def marks(self, guest: Guest | None, seconds: float, period_ms: float = 40) -> list[Job]:
-        """Let each CPU write its counter into the trace for so long: a light load too."""
-        channel = guest.channel if guest else self.host.channel(0)
-        count = guest.vcpus if guest else HOST_CPUS
-        return [channel.start(f"lab-counter marks {cpu} {seconds} {period_ms}") for cpu in range(count)]
+    def marks(self, guest: Guest, seconds: float, period_ms: float = 40) -> list[Job]:
+        """Let each vCPU write its counter into the trace for so long: a light load too."""
+        return [guest.channel.start(f"lab-counter marks {cpu} {seconds} {period_ms}") for cpu in range(guest.vcpus)]
 
     def start_agent(self, guest: Guest) -> Job:
         """Start what the guest is recorded by, and wait until it listens."""
+        if self.case.recorder == "ssh":
+            return self._start_sshd(guest)
         if self.case.recorder == "trace-cmd-agent":
             job = guest.channel.start("cd /tmp; trace-cmd agent > agent.txt 2>&1")
             ready = "grep -q -e listening -e 823 /tmp/agent.txt"
@@ -206,6 +215,25 @@ class Session:
             raise LabError(f"{guest.name}: no agent: {guest.channel.run('cat /tmp/agent.txt', check=False)}") from None
         self.lab.say(f"{guest.name}: its agent listens")
         return job
+
+    def _start_sshd(self, guest: Guest) -> Job:
+        make = "dropbearkey -t ed25519 -f /root/key > /dev/null 2>&1"
+        public = self.host.run(f"{make}; dropbearkey -y -f /root/key 2> /dev/null | grep ^ssh-")
+        guest.channel.run(
+            f"umask 077; mkdir -p /root/.ssh /etc/dropbear; echo '{public.strip()}' > /root/.ssh/authorized_keys\n"
+            "ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2"
+        )
+        job = guest.channel.start("dropbear -F -E -R -s -p 22 2> /tmp/dropbear.txt")
+        login = f"{SSH} -p {2200 + guest.port} root@127.0.0.1 true"
+        self.host.run(f"n=0; until {login}; do sleep 1; n=$((n+1)); [ $n -lt 30 ] || exit 1; done", 300)
+        self.lab.say(f"{guest.name}: its shell answers")
+        return job
+
+    def url(self, guest: Guest) -> str:
+        """Return what `record --guest` is given."""
+        if self.case.recorder == "ssh":
+            return f"{guest.name}=ssh://root@127.0.0.1:{2200 + guest.port}"
+        return f"{guest.name}=vsock://{guest.cid}"
 
 
 @dataclass(frozen=True)
@@ -224,10 +252,13 @@ class Arm64:
     seconds: float = 5
     options: str = ""
     """More of `counterpoint record`."""
+    clock: str = "mono_raw"
     guest_extra: str = ""
     """More of the guest's QEMU."""
     before: Callable[[Session], None] | None = None
     during: Callable[[Session], None] | None = None
+    offsets: bool = False
+    """Look at `doctor` and `offsets` too, before the recording; what they say, `record` says as well."""
     load: Callable[[Session, Guest, float], list[Job]] = Session.marks
     verdicts: tuple[str, ...] = ("proved",)
 
@@ -237,7 +268,7 @@ class Arm64:
         lab.say(f"images are there: Linux {boots.release}")
         with self._machine(lab, emulator, boots) as host:
             try:
-                return self._with_host(lab, host, boots)
+                return self._with_host(lab, host, emulator, boots)
             finally:
                 lab.write("host-dmesg.txt", _quietly(host, "dmesg"))
 
@@ -251,18 +282,18 @@ class Arm64:
         ]
         return Machine("host", command, lab.folder, environment(root))
 
-    def _with_host(self, lab: Lab, host: Machine, boots: System) -> list[Row]:
+    def _with_host(self, lab: Lab, host: Machine, emulator: Path, boots: System) -> list[Row]:
         zipapp = lab.zipapp()
         # a disk has whole sectors
         (host.share / "counterpoint.pyz").write_bytes(zipapp.read_bytes() + bytes(-zipapp.stat().st_size % 512))
         host.up(120)
         lab.say("the host is up")
-        session = Session(lab, self, host, zipapp)
+        session = Session(lab, self, host, zipapp, emulator)
         host.run(f"umask 077; echo {shlex.quote(SECRET)} > /tmp/secret")
         for port, vcpus in enumerate(self.vcpus, 1):
             session.start_guest(f"guest{port}" if len(self.vcpus) > 1 else "guest", port, vcpus, self.guest_extra)
-        # meanwhile: the guests boot
-        lab.write("doctor.txt", session.pyz("doctor", check=False))
+        if self.offsets:  # meanwhile: the guests boot
+            lab.write("doctor.txt", session.pyz("doctor", check=False))
         for guest in session.guests.values():
             session.wait_guest(guest)
             session.read_truth(guest, "before")
@@ -270,12 +301,12 @@ class Arm64:
             self.before(session)
         for guest in session.guests.values():
             session.start_agent(guest)
-        load = [job for guest in session.guests.values() for job in self.load(session, guest, 8)]
-        offsets = json.loads(session.pyz("offsets --vmm --json", 180, check=False))
-        lab.write("offsets.json", offsets)
-        for job in load:
-            job.wait(200)
-        lab.say("offsets are read")
+        if self.offsets:
+            load = [job for guest in session.guests.values() for job in self.load(session, guest, 8)]
+            lab.write("offsets.json", session.pyz("offsets --vmm --json", 240, check=False))
+            for job in load:
+                job.wait(200)
+            lab.say("offsets are read")
         self._record(session)
         for guest in session.guests.values():
             session.read_truth(guest, "after")
@@ -289,7 +320,7 @@ class Arm64:
         report = lab.counterpoint("sync", lab.folder / "capture", "--json").stdout
         lab.write("sync.json", report)
         lab.write("sync.txt", lab.counterpoint("sync", lab.folder / "capture").stdout)
-        rows = judge(session, json.loads(report), offsets)
+        rows = judge(session, json.loads(report))
         for row in rows:
             row.kernel, row.vmm = boots.release, vmm
         return rows
@@ -297,9 +328,9 @@ class Arm64:
     def _record(self, session: Session) -> None:
         """Record all until all that is to happen has happened."""
         host, lab = session.host, session.lab
-        urls = " ".join(f"--guest {guest.name}=vsock://{guest.cid}" for guest in session.guests.values())
-        urls += "" if self.recorder == "trace-cmd-agent" else " --guest-secret /tmp/secret"
-        command = f"record --json --vmm -o /tmp/capture {urls} {self.options}"
+        urls = " ".join(f"--guest {session.url(guest)}" for guest in session.guests.values())
+        urls += {"agent": " --guest-secret /tmp/secret", "ssh": f" --ssh-command '{SSH}'"}.get(self.recorder, "")
+        command = f"record --json --vmm -o /tmp/capture --clock {self.clock} {urls} {self.options}"
         job = host.channel(0).start(
             f"cd /tmp; python3 /lab/share/counterpoint.pyz {command} > record.json & echo $! > record.pid; wait $!"
         )
@@ -308,8 +339,9 @@ class Arm64:
         if job.done:
             job.wait(1)
         lab.say("recording")
-        load = session.marks(None, self.seconds)
-        load += [one for guest in session.guests.values() for one in self.load(session, guest, self.seconds)]
+        # the host's marks go on beyond the guests', until the machine ends
+        host.channel(0).start("lab-counter marks 0 3600 40")
+        load = [one for guest in session.guests.values() for one in self.load(session, guest, self.seconds)]
         if self.during:
             self.during(session)
         for one in load:
@@ -321,16 +353,22 @@ class Arm64:
         lab.say("recorded")
 
 
-def judge(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any]) -> list[Row]:
-    """Hold what `sync` found, and what each source said before, against the truth: a row for each epoch."""
+def judge(session: Session, report: Mapping[str, Any]) -> list[Row]:
+    """Hold what `sync` found, and what each source said before, against the truth: a row for each epoch.
+
+    The interval is that of CNTVOFF where `sync` knows how stamps come of the counter, else that of a mark's host stamp.
+    """
+    capture = json.loads((session.lab.folder / "capture/capture.json").read_text())
+    first, last = capture["vms"][0], capture["vms"][-1]
+    if (session.lab.folder / "offsets.json").exists():
+        first = json.loads((session.lab.folder / "offsets.json").read_text())
     rows = []
     for said in report["guests"]:
         guest = session.guests[said["name"]]
         for vcpu in said["vcpus"]:
+            marks = held_marks(session, said, vcpu)
             for index, epoch in enumerate(vcpu["epochs"]):
-                truths = guest.offsets
-                truth = truths[index] if len(truths) == len(vcpu["epochs"]) else None
-                span = epoch.get("cntvoff_feasible")
+                truth = guest.offsets[index] if len(guest.offsets) == len(vcpu["epochs"]) else None
                 row = Row(
                     case=session.case.name,
                     architecture="arm64",
@@ -340,27 +378,74 @@ def judge(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any
                     guest=guest.name,
                     vcpu=vcpu["guest_cpu"],
                     truth=None if truth is None else (truth, truth),
-                    truth_by="CNTVOFF_EL2, debug stub",
-                    interval=None if span is None else (span[0], span[1]),
+                    truth_by="CNTVOFF_EL2 by the debug stub, marks",
+                    interval=epoch.get("cntvoff_feasible") and tuple(epoch["cntvoff_feasible"]),
                     unit="ticks of CNTVOFF",
                     width_ns=epoch["width_ns"],
                     verdict=epoch["verdict"],
                 )
+                here = [mark for mark in marks if mark.epoch == index]
+                if row.interval is None and here:
+                    middle = here[len(here) // 2]
+                    row.truth, row.interval = middle.true, middle.found
+                    row.unit = f"ns, host stamp of guest stamp {middle.stamp}"
                 reasons = []
                 if truth is None:
-                    reasons.append(f"{len(vcpu['epochs'])} epochs, but CNTVOFF_EL2 was {truths}")
-                else:
-                    if not holds(row.interval, row.truth):
-                        reasons.append(epoch.get("cntvoff_reason") or "the truth is not in the interval")
-                    if index == 0:
-                        row.sources = sources(offsets, guest.name, vcpu["guest_cpu"], truth)
+                    reasons.append(f"{len(vcpu['epochs'])} epochs, but CNTVOFF_EL2 was {guest.offsets}")
+                elif index in (0, len(guest.offsets) - 1):
+                    row.sources = sources(last if index else first, guest.name, vcpu["guest_cpu"], truth)
                     reasons += [f"{name}: {text}" for name, text in row.sources.items() if text.startswith("not ")]
+                if truth is not None and not holds(row.interval, row.truth):
+                    reasons.append("the truth is not in the interval")
+                wrong = sum(not holds(mark.found, mark.true) for mark in here)
+                row.sources["marks"] = f"{len(here) - wrong} of {len(here)} hold"
+                reasons += [f"{wrong} marks are not where the map puts them"] if wrong else []
+                reasons += [] if here else ["no mark lies in what both recorded"]
                 row.sources |= {f"{c['source']} (sync)": c["verdict"] for c in vcpu["claims"]}
                 if epoch["verdict"] not in session.case.verdicts:
                     reasons.append(f"the verdict is {epoch['verdict']}")
                 row.ok, row.reason = not reasons, "; ".join(reasons)
                 rows.append(row)
     return rows
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A mark of a guest: its stamp, where that is in the host's clock by the truth, and by `counterpoint convert`."""
+
+    epoch: int
+    stamp: int
+    true: tuple[int, int]
+    found: tuple[int, int]
+
+
+def held_marks(session: Session, said: Mapping[str, Any], vcpu: Mapping[str, Any]) -> list[Mark]:
+    """Return the marks of a vCPU between two of the host's, where its epochs are as many as its offsets were."""
+    lab, guest, capture = session.lab, session.guests[said["name"]], session.lab.folder / "capture"
+    if len(guest.offsets) != len(vcpu["epochs"]):
+        return []
+    host = json.loads((capture / "capture.json").read_text())["machines"]["host"]
+    rate = Fraction(10**9, host["counter"]["hz"][0])
+    hosts = stamps.read_marks(session.emulator, capture / "host.dat")[0]
+    known = []
+    for mark in stamps.read_marks(session.emulator, capture / f"{guest.name}.dat").get(vcpu["guest_cpu"], []):
+        for index, epoch in enumerate(vcpu["epochs"]):
+            begins, ends = epoch["guest_from"], epoch["guest_to"]
+            if (begins is not None and mark.low < begins) or (ends is not None and mark.high >= ends):
+                continue
+            true = stamps.at(hosts, mark.counter + guest.offsets[index], rate)
+            if true is not None:
+                known.append((index, mark, true))
+    if not known:
+        return []
+    values = [str(value) for _, mark, _ in known for value in (mark.low, mark.high)]
+    which = ["--guest", guest.name, "--cpu", str(vcpu["guest_cpu"])]
+    answered = lab.counterpoint("convert", capture, *which, "--json", *values)
+    answers = [json.loads(line) for line in answered.stdout.splitlines()]
+    return [
+        Mark(index, mark.high, true, (low["earliest"], high["latest"]))
+        for (index, mark, true), low, high in zip(known, answers[::2], answers[1::2], strict=True)
+    ]
 
 
 def sources(offsets: Mapping[str, Any], name: str, number: int, cntvoff: int) -> dict[str, str]:

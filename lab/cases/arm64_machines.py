@@ -8,6 +8,7 @@ CASES = [
         about="one vCPU, with an old kernel on both sides: the offset by a probe of __kvm_timer_set_cntvoff",
         kernel="6.1",
         vcpus=(1,),
+        offsets=True,
     ),
     Arm64(
         name="arm64-new-kernel",
@@ -19,6 +20,7 @@ CASES = [
         name="arm64-two-vms",
         about="two VMs at once, of one and of two vCPUs, each with its own offset",
         vcpus=(1, 2),
+        offsets=True,
         memory="400M",
     ),
 ]

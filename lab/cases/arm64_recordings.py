@@ -7,7 +7,7 @@ from lab.machine import Job
 
 
 def _idle(session: Session, guest: Guest, seconds: float) -> list[Job]:
-    return [guest.channel.start(f"sleep {seconds}")]
+    return session.marks(guest, seconds, 1000)
 
 
 def _busy(session: Session, guest: Guest, seconds: float) -> list[Job]:
@@ -19,6 +19,7 @@ CASES = [
         name="arm64-idle",
         about="a guest with nothing to do: idle vCPUs pass no probe until the VMM is asked",
         load=_idle,
+        offsets=True,
     ),
     Arm64(
         name="arm64-busy",
@@ -34,6 +35,12 @@ CASES = [
         name="arm64-trace-cmd-agent",
         about="the guest is recorded by a stock trace-cmd agent, which does not say how its stamps come of its counter",
         recorder="trace-cmd-agent",
+        verdicts=("derived",),
+    ),
+    Arm64(
+        name="arm64-ssh",
+        about="the guest is recorded by nothing but its shell, over ssh; that does not say it either",
+        recorder="ssh",
         verdicts=("derived",),
     ),
 ]
