@@ -6,21 +6,18 @@ A case is an `X86` with a few fields set; what happens before and during the rec
 from __future__ import annotations
 
 import json
-import re
 import shlex
-import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lab import stamps, vmcb
+from lab import judging, vmcb
 from lab.images import System, system
 from lab.machine import Channel, Job, Machine
 from lab.packages import LabError, Suites, environment, program
-from lab.run import Lab, Row, holds
+from lab.run import Lab, Row
 
 # of the one root that is the host's, its guests' and, for the emulator, this machine's
 PACKAGES = ["qemu-system-x86", "python3", "trace-cmd", "busybox-static", "base-files"]
@@ -187,18 +184,6 @@ class Session:
         self.truths.append(truth)
         return truth
 
-    def writes(self) -> list[tuple[int, int, int]]:
-        """Return (thread, stamp, new offset) of each kvm_write_tsc_offset of the host, as trace-cmd reads it."""
-        file = str(self.lab.folder / "capture" / "host.dat")
-        command = [*program(self.root, "usr/bin/trace-cmd"), "report", "-N", "-t", "-F", "kvm_write_tsc_offset", file]
-        text = subprocess.run(command, capture_output=True, text=True, env=environment(self.root)).stdout
-        return [
-            (int(tid), int(stamp), (int(offset) + (1 << 63)) % (1 << 64) - (1 << 63))
-            for tid, stamp, offset in re.findall(
-                r"-(\d+) +\[\d+\][^:]*?(\d+): kvm_write_tsc_offset:.* next=(\d+)", text
-            )
-        ]
-
     def set_offset(self, guest: Guest, vcpu: int, by: int) -> int:
         """Add to a vCPU's TSC offset as its VMM may; return the new one."""
         reading = self.read_truth("before it is set")["debugfs"]
@@ -290,7 +275,8 @@ class X86:
         lab.say("the host is up")
         session = Session(lab, self, host, zipapp, root)
         host.run(f"umask 077; echo {shlex.quote(SECRET)} > /tmp/secret")
-        lab.write("doctor.txt", session.pyz("doctor", check=False))
+        if self.offsets:
+            lab.write("doctor.txt", session.pyz("doctor", check=False))
         watching = None
         if self.watch:
             arguments = "offsets --watch --no-probes --json > /lab/share/watch.jsonl & echo $! > /tmp/watch.pid; wait"
@@ -305,23 +291,26 @@ class X86:
         if self.recorder != "inside":
             session.start_agent(guest)
         session.read_truth("before")
-        offsets = self._offsets(session, guest) if self.offsets else None
+        if self.offsets:
+            self._offsets(session, guest)
         self._record(session, guest)
         guest = session.guests[guest.name]
         session.read_truth("after")
         lab.write("truth.json", session.truths)
         lab.write("guest-dmesg.txt", _quietly(guest.channel, "dmesg"))
         vmm = "QEMU " + host.run("qemu-system-x86_64 --version").split()[3]
-        report = lab.counterpoint("sync", *self.recordings(lab), "--json").stdout
-        lab.write("sync.json", report)
-        judging = judge if self.clock == "x86-tsc" else judge_clock
-        rows = judging(session, json.loads(report), offsets)
-        for row in rows:
-            row.kernel, row.vmm = boots.release, vmm
-        return rows
+        lab.write("machine.json", {"kernel": boots.release, "vmm": vmm})
+        if (watched := host.share / "watch.jsonl").exists():
+            watched.rename(lab.folder / watched.name)
+        return self.judge(lab)
+
+    def judge(self, lab: Lab) -> list[Row]:
+        """Prove what came home, and hold it against the truth."""
+        root = images(lab.cache, self.kernel)[0]
+        return judging.rows(lab, self, root)
 
     @staticmethod
-    def _offsets(session: Session, guest: Guest) -> dict[str, Any]:
+    def _offsets(session: Session, guest: Guest) -> None:
         """Read every source while the guest has something to do: an idle vCPU passes no probe."""
         load = session.marks(guest, 8)
         offsets = json.loads(session.pyz("offsets --vmm --json", 240, check=False))
@@ -329,7 +318,6 @@ class X86:
         for job in load:
             job.wait(240)
         session.lab.say("offsets are read")
-        return dict(offsets)
 
     def _record(self, session: Session, guest: Guest) -> None:
         """Record both until all that is to happen has happened; the capture comes home."""
@@ -408,172 +396,6 @@ class X86:
         begun = "grep -qs 1 /sys/kernel/tracing/events/sched/sched_switch/enable"
         guest.channel.run(f"n=0; until {begun}; do sleep 0.5; n=$((n+1)); [ $n -lt 200 ] || exit 1; done", 240)
         return job
-
-
-def judge(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any] | None) -> list[Row]:
-    """Hold what `sync` found, and what each source said before, against the truth: a row for each epoch."""
-    rows = []
-    for guest in report["guests"]:
-        for vcpu in guest["vcpus"]:
-            number = vcpu["guest_cpu"]
-            truths = _true_offsets(session, guest["name"], number)
-            for index, epoch in enumerate(vcpu["epochs"]):
-                truth = truths[index] if len(truths) == len(vcpu["epochs"]) else None
-                row = Row(
-                    case=session.case.name,
-                    architecture="x86",
-                    kernel="",
-                    vmm="",
-                    clock=guest["clock"],
-                    guest=guest["name"],
-                    vcpu=number,
-                    truth=None if truth is None else (truth, truth),
-                    truth_by="debugfs, VMCB",
-                    interval=epoch["feasible"] and (epoch["feasible"][0], epoch["feasible"][1]),
-                    unit=epoch["unit"],
-                    width_ns=epoch["width_ns"],
-                    verdict=epoch["verdict"],
-                )
-                reasons = []
-                if truth is None:
-                    reasons.append(f"{len(vcpu['epochs'])} epochs, but offsets were {truths}")
-                else:
-                    if not holds(row.interval, row.truth):
-                        reasons.append("the truth is not in the interval")
-                    if not any(seen["offset"] == truth for read in session.truths for seen in read["vmcb"]):
-                        reasons.append("no VMCB has this offset")
-                    if index == 0 and offsets:
-                        row.sources = _sources(offsets, guest["name"], number, truth)
-                        row.sources |= _watched(session, guest["name"], number, truth)
-                    reasons += [f"{name}: {said}" for name, said in row.sources.items() if "not " in said]
-                row.sources |= _marks(session, guest, number)
-                if "not " in row.sources.get("marks", ""):
-                    reasons.append(f"marks: {row.sources['marks']}")
-                row.sources |= {f"{c['source']} (sync)": c["verdict"] for c in vcpu["claims"]}
-                if epoch["verdict"] not in session.case.verdicts:
-                    reasons.append(f"the verdict is {epoch['verdict']}")
-                row.ok, row.reason = not reasons, "; ".join(reasons)
-                rows.append(row)
-    return rows
-
-
-def judge_clock(session: Session, report: Mapping[str, Any], _: Mapping[str, Any] | None) -> list[Row]:
-    """Hold what the map between two clocks says of every mark against the truth: a row for each vCPU.
-
-    The guest's clock at a mark is bracketed; its counter there is known, so is the host's, by the offset; and the
-    host's clock then is bracketed by the host's marks. Where the map puts the guest's bracket has to have something in
-    common with that. The row shows the mark in the middle.
-    """
-    lab, capture = session.lab, session.lab.folder / "capture"
-    told = json.loads((capture / "capture.json").read_text())["machines"]["host"]["counter"]["hz"]
-    rate = Fraction(10**9, sum(told) // 2)
-    hosts = stamps.read_marks(session.root, capture / "host.dat")
-    rows = []
-    for guest in report["guests"]:
-        marks = stamps.read_marks(session.root, capture / guest["file"].rsplit("/")[-1])
-        for vcpu in guest["vcpus"]:
-            number = vcpu["guest_cpu"]
-            (offset,) = _true_offsets(session, guest["name"], number)
-            known = [
-                (mark, true)
-                for mark in marks.get(number, [])
-                for true in [stamps.at(hosts[0], mark.counter - offset, rate)]
-                if true is not None
-            ]
-            values = [str(value) for mark, _ in known for value in (mark.low, mark.high)]
-            said = lab.counterpoint("convert", *session.case.recordings(lab), "--cpu", str(number), "--json", *values)
-            answers = [json.loads(line) for line in said.stdout.splitlines()]
-            found = [(low["earliest"], high["latest"]) for low, high in zip(answers[::2], answers[1::2], strict=True)]
-            wrong = sum(not holds(one, true) for one, (_, true) in zip(found, known, strict=True))
-            middle = len(known) // 2
-            epoch = vcpu["epochs"][0]
-            row = Row(
-                case=session.case.name,
-                architecture="x86",
-                kernel="",
-                vmm="",
-                clock=guest["clock"],
-                guest=guest["name"],
-                vcpu=number,
-                truth=known[middle][1] if known else None,
-                truth_by="marks, debugfs, VMCB",
-                interval=found[middle] if known else None,
-                unit=f"ns, host stamp of a guest stamp in {known[middle][0].low}..{known[middle][0].high}"
-                if known
-                else "",
-                width_ns=answers[middle * 2]["bound_ns"] if known else None,
-                verdict=vcpu["verdict"],
-                sources={c["source"]: c["verdict"] for c in vcpu["claims"]},
-            )
-            row.sources["marks"] = f"{len(known) - wrong} of {len(known)} hold"
-            row.sources |= {"rate": f"{epoch['rate_ppb']} ppb"} if "rate_ppb" in epoch else {}
-            reasons = ["no mark in what both recorded"] if not known else []
-            reasons += [f"{wrong} of {len(known)} marks are not where the map puts them"] if wrong else []
-            reasons += [] if row.verdict in session.case.verdicts else [f"the verdict is {row.verdict}"]
-            row.ok, row.reason = not reasons, "; ".join(reasons)
-            rows.append(row)
-    return rows
-
-
-def _true_offsets(session: Session, name: str, vcpu: int) -> list[int]:
-    """Return a vCPU's offsets from the recording's beginning: debugfs before, KVM's writes, debugfs after.
-
-    KVM's writes count where the case says so: debugfs lacks what comes and goes, a new VM runs with few of its writes.
-    The last one has to be what debugfs says afterwards.
-    """
-    read = [
-        one
-        for reading in session.truths
-        for one in reading["debugfs"]
-        if (one["guest"], one["vcpu"]) == (name, vcpu) and reading["when"] in ("before", "after")
-    ]
-    found = [read[0]["offset"]]
-    if session.case.by_writes:
-        threads = {one["tid"] for one in read}
-        for tid, _, offset in session.writes():
-            if tid in threads and offset != found[-1]:
-                found.append(offset)
-    return found if read[-1]["offset"] == found[-1] else [*found, read[-1]["offset"]]
-
-
-def _sources(offsets: Mapping[str, Any], name: str, number: int, truth: int) -> dict[str, str]:
-    """Return what each source of `offsets` said of a vCPU: "equal", the bracket that holds it, or "not ..."."""
-    said: dict[str, str] = {}
-    for vm in offsets["vms"]:
-        for vcpu in vm["vcpus"]:
-            if (vm["name"], vcpu["vcpu"]) != (name, number):
-                continue
-            for reading in vcpu["readings"]:
-                low, high = reading["offset"]
-                if low == high:
-                    said[reading["source"]] = "equal" if low == truth else f"not equal: {low}"
-                else:
-                    within = "holds it" if low <= truth <= high else "does not hold it"
-                    said[reading["source"]] = f"{within}, {high - low} wide"
-            said |= {missing["source"]: f"missing: {missing['reason']}" for missing in vcpu["missing"]}
-    return said
-
-
-def _marks(session: Session, guest: Mapping[str, Any], number: int) -> dict[str, str]:
-    """Return whether the guest's stamps are its own counter: what it read lies between the stamps around it."""
-    file = session.lab.folder / "capture" / guest["file"].rsplit("/")[-1]
-    marks = stamps.read_marks(session.root, file).get(number, [])
-    good = sum(mark.low <= mark.counter <= mark.high for mark in marks)
-    return {"marks": f"{good} of {len(marks)} hold" if good == len(marks) else f"{len(marks) - good} do not hold"}
-
-
-def _watched(session: Session, name: str, number: int, truth: int) -> dict[str, str]:
-    """Return what `offsets --watch` saw written last, if it ran."""
-    file = session.host.share / "watch.jsonl"
-    writes = [
-        change["reading"]["offset"][0]
-        for change in map(json.loads, file.read_text().splitlines() if file.exists() else [])
-        if change.get("change") == "write" and (change["vm"]["name"], change["vcpu"]) == (name, number)
-    ]
-    if not writes:
-        return {}
-    what = "equal" if writes[-1] == truth else f"not equal: {writes[-1]}"
-    return {"kvm_write_tsc_offset": f"{what}, {len(writes)} writes"}
 
 
 def _size(path: Path) -> int:
