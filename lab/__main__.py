@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from lab.packages import LabError, default_cache
-from lab.run import known_cases, run_case, table
+from lab.run import judge_case, known_cases, run_case, table
 
 EXAMPLES = """examples:
   python -m lab --list
@@ -29,7 +29,8 @@ def main() -> int:
         "cases", nargs="*", metavar="CASE", help="a case's name; x86 or arm64: all of that architecture"
     )
     parser.add_argument("--list", action="store_true", help="the cases")
-    parser.add_argument("--keep", action="store_true", help="keep what is in the case's folder and is large, too")
+    parser.add_argument("--judge", action="store_true", help="judge again what the cases' last runs brought home")
+    parser.add_argument("--keep", action="store_true", help="keep the folder shared with the machine, too")
     parser.add_argument(
         "--cache", type=Path, default=default_cache(), metavar="DIR", help="packages and images (%(default)s)"
     )
@@ -55,7 +56,12 @@ def main() -> int:
     if not (wanted or given.list or given.table):
         parser.print_usage(sys.stderr)
         return 2
-    rows = [row for name in dict.fromkeys(wanted) for row in run_case(known[name], cache, results, given.keep)]
+    rows = []
+    for name in dict.fromkeys(wanted):
+        if given.judge:
+            rows += judge_case(known[name], cache, results)
+        else:
+            rows += run_case(known[name], cache, results, given.keep)
     if given.table:
         given.table.write_text(table(results))
     return 0 if all(row.ok for row in rows) else 1

@@ -39,8 +39,10 @@ LEFT_OUT = (
 
 # to the disk
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic?", "libcrc32c?", "overlay")
-# of every machine: the share, and the ports that commands come by
-COMMON_MODULES = ("virtio_console", "9p", "9pnet_virtio")
+# of every machine: the ports that commands come by
+COMMON_MODULES = ("virtio_console",)
+# of the host: the share
+SHARE_MODULES = ("9p", "9pnet_virtio")
 
 # names given to busybox where no package brings the tool
 TOOLS = """
@@ -67,9 +69,10 @@ mkdir -p /dev/shm /dev/pts /run/lab; mount -t tmpfs shm /dev/shm; mount -t devpt
 ln -s /proc/self/fd /dev/fd
 mount -t debugfs debugfs /sys/kernel/debug; mount -t tracefs tracefs /sys/kernel/tracing
 ip link set lo up
-for module in $(cat /lab/modules); do modprobe $module; done
+grep -q lab.guest /proc/cmdline && cp /lab/guest-modules /run/lab/modules || cp /lab/modules /run/lab/modules
+for module in $(cat /run/lab/modules); do modprobe $module; done
 hostname "$(sed -n 's/.*lab.name=\\([^ ]*\\).*/\\1/p' /proc/cmdline)"
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none lab /lab/share
+grep -q lab.guest /proc/cmdline || mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none lab /lab/share
 [ -x /lab/start ] && /lab/start
 port=$(lab-port 0)
 exec 9<>$port
@@ -253,16 +256,29 @@ def system(
     modules: Iterable[str],
     extra: Mapping[str, bytes] | None = None,
     python: Path | None = None,
+    guest_modules: Iterable[str] | None = None,
 ) -> System:
     """Return kernel, initrd and disk of a machine; made once for the same parts.
 
     `root` has to hold busybox-static's busybox. `modules` are loaded by the init, in order; those of the initrd come
     before them. `extra` are more files of the disk. `python` is an amd64 root with the same Python: its modules are
     compiled beforehand, as a package would when it is installed; emulated, that is most of what a start takes.
+    `guest_modules`: what a machine with lab.guest in its command line loads instead; it has no share then.
     """
-    names = [*BOOT_MODULES, *COMMON_MODULES, *modules]
+    names = [*BOOT_MODULES, *COMMON_MODULES, *SHARE_MODULES, *modules]
+    in_guests = names if guest_modules is None else [*BOOT_MODULES, *COMMON_MODULES, *guest_modules]
     parts = repr(
-        (root.name, kernel_root.name, names, sorted((extra or {}).items()), bool(python), LEFT_OUT, INIT, INITRD_INIT)
+        (
+            root.name,
+            kernel_root.name,
+            names,
+            in_guests,
+            sorted((extra or {}).items()),
+            bool(python),
+            LEFT_OUT,
+            INIT,
+            INITRD_INIT,
+        )
     )
     key = hashlib.sha256((parts + LAB_RUN + LAB_PORT).encode()).hexdigest()[:12]
     folder = cache / "images" / key
@@ -287,6 +303,7 @@ def system(
         "lab/bin/lab-run": LAB_RUN.encode(),
         "lab/bin/lab-port": LAB_PORT.encode(),
         "lab/modules": "\n".join(known.order(names)).encode(),
+        "lab/guest-modules": "\n".join(known.order(in_guests)).encode(),
         "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",
         "etc/group": b"root:x:0:\n",
         **(extra or {}),
@@ -297,7 +314,7 @@ def system(
         place.unlink(missing_ok=True)
         place.write_bytes(data)
         place.chmod(0o755)
-    _modules(stage, known, names)
+    _modules(stage, known, [*names, *in_guests])
     _busybox(stage)
     if python is not None:
         _compile(stage, python)

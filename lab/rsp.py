@@ -12,13 +12,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
+from lab.packages import LabError
+
 _SECONDS = 60
 _CHUNK = 0xFF0
 _REPLIES = 1 << 20
 """Bytes of one reply, at most."""
 
 
-class StubError(Exception):
+class StubError(LabError):
     """The stub does not answer, or not as the protocol says."""
 
 

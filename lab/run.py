@@ -57,6 +57,9 @@ class Case(Protocol):
     def run(self, lab: Lab) -> list[Row]:
         """Do it all: boot, record, read the truth, judge."""
 
+    def judge(self, lab: Lab) -> list[Row]:
+        """Judge what is in the folder of an earlier run."""
+
 
 @dataclass
 class Lab:
@@ -131,21 +134,43 @@ def run_case(case: Case, cache: Path, results: Path, keep: bool = False) -> list
     folder.mkdir(parents=True)
     lab = Lab(case.name, cache, folder, keep)
     lab.say(case.about)
+    rows = _guarded(lab, case.run)
+    for row in rows:
+        row.seconds = round(time.monotonic() - lab.began)
+    for file in (folder / "share").glob("*.txt"):
+        file.rename(folder / file.name)
+    if not keep and all(row.ok for row in rows):
+        shutil.rmtree(folder / "share", ignore_errors=True)
+        (folder / "counterpoint.pyz").unlink(missing_ok=True)
+    return _written(lab, rows)
+
+
+def judge_case(case: Case, cache: Path, results: Path) -> list[Row]:
+    """Hold what an earlier run brought home against the truth once more, with the code as it is now."""
+    lab = Lab(case.name, cache, results / case.name)
+    before = json.loads((lab.folder / "rows.json").read_text())
+    rows = _guarded(lab, case.judge)
+    for row in rows:
+        row.seconds = before[0]["seconds"]
+    return _written(lab, rows)
+
+
+def _guarded(lab: Lab, make: Callable[[Lab], list[Row]]) -> list[Row]:
     try:
-        rows = case.run(lab)
+        rows = make(lab)
         if not rows:
             raise LabError("the case gave no result")
     except (LabError, OSError, subprocess.SubprocessError, KeyError, ValueError, StopIteration) as error:
         lab.write("error.txt", traceback.format_exc())
-        architecture, unknown = case.name.split("-")[0], "?"
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        rows = [
-            Row(case.name, architecture, unknown, unknown, unknown, unknown, None, None, "", None, "", None, "none")
-        ]
-        rows[0].reason = reason
-        lab.say(f"{error}\n{'':10}what there is: {folder}")
-    for row in rows:
-        row.seconds = round(time.monotonic() - lab.began)
+        architecture, unknown = lab.case.split("-")[0], "?"
+        row = Row(lab.case, architecture, unknown, unknown, unknown, unknown, None, None, "", None, "", None, "none")
+        row.reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        lab.say(f"{error}\n{'':10}what there is: {lab.folder}")
+        return [row]
+    return rows
+
+
+def _written(lab: Lab, rows: list[Row]) -> list[Row]:
     lab.write("rows.json", [asdict(row) for row in rows])
     for row in rows:
         lab.say(f"{'ok    ' if row.ok else 'FAILED'} {_told(row)}")

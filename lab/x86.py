@@ -6,25 +6,23 @@ A case is an `X86` with a few fields set; what happens before and during the rec
 from __future__ import annotations
 
 import json
-import re
 import shlex
-import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lab import stamps, vmcb
+from lab import judging, vmcb
 from lab.images import System, system
 from lab.machine import Channel, Job, Machine
 from lab.packages import LabError, Suites, environment, program
-from lab.run import Lab, Row, holds
+from lab.run import Lab, Row
 
 # of the one root that is the host's, its guests' and, for the emulator, this machine's
 PACKAGES = ["qemu-system-x86", "python3", "trace-cmd", "busybox-static", "base-files"]
 MODULES = ("kvm_amd", "vhost_vsock", "vmw_vsock_virtio_transport", "msr", "ptp_kvm?")
+GUEST_MODULES = ("vmw_vsock_virtio_transport", "msr")
 KERNELS = {
     "6.12": (("trixie", "trixie-backports"), "linux-image-amd64"),
     "7.3": (("trixie", "trixie-backports"), "linux-image-amd64/trixie-backports"),
@@ -46,7 +44,7 @@ def images(cache: Path, kernel: str) -> tuple[Path, System]:
         start = f'#!/bin/sh\nexec python3 /lab/inside/{file.name} "$@"\n'
         extra[f"lab/inside/{file.name}"] = file.read_bytes()
         extra[f"lab/bin/{file.stem.replace('_', '-')}"] = start.encode()
-    return root, system(cache, root, kernel_root, MODULES, extra, python=root)
+    return root, system(cache, root, kernel_root, MODULES, extra, root, GUEST_MODULES)
 
 
 @dataclass
@@ -55,11 +53,16 @@ class Guest:
 
     name: str
     channel: Channel
+    where: Channel
+    """The machine that its VMM runs in."""
     process: int
     port: int
     """The host's port that is the guest's own."""
     cid: int
-    monitor: str
+
+    def __post_init__(self) -> None:
+        """A guest keeps its monitor's name when it is called by another."""
+        self.monitor = f"/run/{self.name}.qmp"
 
 
 @dataclass
@@ -78,44 +81,55 @@ class Session:
         """Run Counterpoint in the host."""
         return self.host.run(f"cd /tmp; python3 /lab/share/counterpoint.pyz {arguments}", timeout, check)
 
-    def start_guest(self, name: str, port: int, extra: str = "", append: str = "", wait: bool = True) -> Guest:
-        """Start a guest under KVM in the host; its disk is the host's, its second disk is Counterpoint's zip file."""
+    def start_guest(
+        self, name: str, port: int, extra: str = "", wait: bool = True, parent: Guest | None = None
+    ) -> Guest:
+        """Start a guest under KVM in the host, or in a guest of it; `extra` are more of its VMM's options.
+
+        Its disk is the host's, its second disk is Counterpoint's zip file. `port` of the host is its own.
+        """
         case, cid = self.case, 2 + port
+        where = parent.channel if parent else self.host.channel(0)
+        cpu, vcpus, memory = ("host,-svm", "1", "300M") if parent else (case.cpu, case.smp or case.vcpus, case.memory)
         arguments = [
-            *("-name", f"guest={name},debug-threads=on", "-accel", "kvm", "-cpu", case.cpu, "-machine", case.machine),
-            *("-smp", case.smp or str(case.vcpus), "-m", case.memory, *FLAGS.split()),
-            *("-kernel", "/boot/vmlinuz", "-initrd", "/boot/initrd"),
-            *("-append", f"{QUIET} tsc=reliable no_timer_check lab.name={name} {case.append} {append}"),
+            *("-name", f"guest={name},debug-threads=on", "-accel", "kvm", "-cpu", cpu, "-machine", case.machine),
+            *("-smp", str(vcpus), "-m", memory, *FLAGS.split(), "-kernel", "/boot/vmlinuz", "-initrd", "/boot/initrd"),
+            *("-append", f"{QUIET} tsc=reliable no_timer_check lab.guest lab.name={name} {case.append}"),
             *("-drive", "file=/dev/vda,if=virtio,format=raw,readonly=on,file.locking=off"),
             *("-drive", "file=/lab/share/counterpoint.pyz,if=virtio,format=raw,readonly=on,file.locking=off"),
             *("-serial", f"file:/lab/share/{name}-console.txt"),
             *("-qmp", f"unix:/run/{name}.qmp,server=on,wait=off", "-pidfile", f"/run/{name}.pid"),
-            *("-device", "virtio-serial-pci", "-chardev", "stdio,id=lab,signal=off"),
-            *("-device", "virtserialport,chardev=lab,name=lab.0"),
+            *("-device", "virtio-serial-pci,id=ports", "-chardev", "stdio,id=lab,signal=off"),
+            *("-device", "virtserialport,bus=ports.0,chardev=lab,name=lab.0"),
         ]
-        if case.recorder != "inside":
+        if case.recorder != "inside" and not parent:
             arguments += ["-device", f"vhost-vsock-pci,guest-cid={cid}"]
         line = f"qemu-system-x86_64 {shlex.join(arguments)} {extra}"
-        self.host.run(f"cd /run; {line} <>$(lab-port {port}) >&0 2>/lab/share/{name}-qemu.txt &")
-        said = self.host.share / f"{name}-qemu.txt"
-        text = f"until [ -s /run/{name}.pid ]; do sleep 0.1; done; cat /run/{name}.pid"
+        # a port of the machine that it runs in: a nested guest's parent has one for it
+        passed = 1 if parent else port
+        where.run(f"cd /run; {line} <>$(lab-port {passed}) >&0 2>/lab/share/{name}-qemu.txt &")
+        text = f"n=0; until [ -s /run/{name}.pid ]; do sleep 0.3; n=$((n+1)); [ $n -lt 200 ] || exit 1; done"
         try:
-            pid = int(self.host.run(text, 30))
+            where.run(text, 120)
         except LabError:
-            raise LabError(f"{name}: its QEMU did not start: {said.read_text()}") from None
-        guest = Guest(name, self.host.channel(port), pid, port, cid, f"/run/{name}.qmp")
+            said = where.run(f"cat /lab/share/{name}-qemu.txt", check=False)
+            raise LabError(f"{name}: its QEMU did not start: {said}") from None
+        pid = int(where.run(f"cat /run/{name}.pid"))
+        guest = Guest(name, self.host.channel(port), where, pid, port, cid)
         self.guests[name] = guest
         if wait:
             self.wait_guest(guest)
         return guest
 
-    def wait_guest(self, guest: Guest) -> None:
+    def wait_guest(self, guest: Guest, timeout: float = 300) -> None:
         """Wait until a guest is up, and give it what it needs to be recorded."""
-        guest.channel.up(300)
+        guest.channel.up(timeout)
         self.lab.say(f"{guest.name} is up")
         size = self.zipapp.stat().st_size
-        text = f"head -c {size} /dev/vdb > /tmp/counterpoint.pyz; umask 077; echo {shlex.quote(SECRET)} > /tmp/secret"
-        guest.channel.run(text)
+        guest.channel.run(
+            f"cat /dev/vdb > /lab/share/counterpoint.pyz; head -c {size} /dev/vdb > /tmp/counterpoint.pyz;"
+            f"umask 077; echo {shlex.quote(SECRET)} > /tmp/secret"
+        )
 
     def move(self, guest: Guest, state: str, before_end: Callable[[], object] = lambda: None) -> Guest:
         """Let a guest go on in another VMM with another port; `state` is where to, "unix:..." or a file's "exec:"."""
@@ -146,7 +160,7 @@ class Session:
     def qmp(self, guest: Guest, command: str, **arguments: object) -> Any:  # noqa: ANN401  what the monitor answers
         """Ask a guest's VMM in the host."""
         request = json.dumps({"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}})
-        answer = json.loads(self.host.run(f"lab-qmp {guest.monitor} {shlex.quote(request)}"))
+        answer = json.loads(guest.where.run(f"lab-qmp {guest.monitor} {shlex.quote(request)}"))
         if "error" in answer:
             raise LabError(f"{guest.name}: {command}: {answer['error'].get('desc')}")
         return answer.get("return")
@@ -169,18 +183,6 @@ class Session:
         truth = {"when": when, "host_counter": int(counter), "debugfs": vcpus, "vmcb": found}
         self.truths.append(truth)
         return truth
-
-    def writes(self) -> list[tuple[int, int, int]]:
-        """Return (thread, stamp, new offset) of each kvm_write_tsc_offset of the host, as trace-cmd reads it."""
-        file = str(self.lab.folder / "capture" / "host.dat")
-        command = [*program(self.root, "usr/bin/trace-cmd"), "report", "-N", "-t", "-F", "kvm_write_tsc_offset", file]
-        text = subprocess.run(command, capture_output=True, text=True, env=environment(self.root)).stdout
-        return [
-            (int(tid), int(stamp), (int(offset) + (1 << 63)) % (1 << 64) - (1 << 63))
-            for tid, stamp, offset in re.findall(
-                r"-(\d+) +\[\d+\][^:]*?(\d+): kvm_write_tsc_offset:.* next=(\d+)", text
-            )
-        ]
 
     def set_offset(self, guest: Guest, vcpu: int, by: int) -> int:
         """Add to a vCPU's TSC offset as its VMM may; return the new one."""
@@ -225,13 +227,16 @@ class X86:
     smp: str = ""
     memory: str = "600M"
     cpu: str = "host"
-    machine: str = "q35"
+    machine: str = "q35,i8042=off"
     append: str = ""
+    guest_options: str = ""
     recorder: str = "agent"
     clock: str = "x86-tsc"
     seconds: float = 5
-    options: str = ""
+    options: str = "--no-kallsyms"
     """More of `counterpoint record`."""
+    offsets: bool = False
+    """Read the offsets by every source before the recording, too."""
     watch: bool = False
     """Log each write of an offset while the guest boots."""
     before: Callable[[Session, Guest], None] | None = None
@@ -270,13 +275,14 @@ class X86:
         lab.say("the host is up")
         session = Session(lab, self, host, zipapp, root)
         host.run(f"umask 077; echo {shlex.quote(SECRET)} > /tmp/secret")
-        lab.write("doctor.txt", session.pyz("doctor", check=False))
+        if self.offsets:
+            lab.write("doctor.txt", session.pyz("doctor", check=False))
         watching = None
         if self.watch:
             arguments = "offsets --watch --no-probes --json > /lab/share/watch.jsonl & echo $! > /tmp/watch.pid; wait"
             watching = host.channel(0).start(f"cd /tmp; python3 /lab/share/counterpoint.pyz {arguments}")
             lab.eventually(lambda: _size(host.share / "watch.jsonl"), 60, "offsets --watch says what is there")
-        guest = session.start_guest("guest", 1)
+        guest = session.start_guest("guest", 1, self.guest_options)
         if watching:
             host.run("kill -TERM $(cat /tmp/watch.pid)")
             watching.wait(60, check=False)
@@ -285,25 +291,33 @@ class X86:
         if self.recorder != "inside":
             session.start_agent(guest)
         session.read_truth("before")
-        load = session.marks(guest, 8)
-        offsets = json.loads(session.pyz("offsets --vmm --json", 180, check=False))
-        lab.write("offsets.json", offsets)
-        for job in load:
-            job.wait(120)
-        lab.say("offsets are read")
+        if self.offsets:
+            self._offsets(session, guest)
         self._record(session, guest)
         guest = session.guests[guest.name]
         session.read_truth("after")
         lab.write("truth.json", session.truths)
         lab.write("guest-dmesg.txt", _quietly(guest.channel, "dmesg"))
         vmm = "QEMU " + host.run("qemu-system-x86_64 --version").split()[3]
-        report = lab.counterpoint("sync", *self.recordings(lab), "--json").stdout
-        lab.write("sync.json", report)
-        judging = judge if self.clock == "x86-tsc" else judge_clock
-        rows = judging(session, json.loads(report), offsets)
-        for row in rows:
-            row.kernel, row.vmm = boots.release, vmm
-        return rows
+        lab.write("machine.json", {"kernel": boots.release, "vmm": vmm})
+        if (watched := host.share / "watch.jsonl").exists():
+            watched.rename(lab.folder / watched.name)
+        return self.judge(lab)
+
+    def judge(self, lab: Lab) -> list[Row]:
+        """Prove what came home, and hold it against the truth."""
+        root = images(lab.cache, self.kernel)[0]
+        return judging.rows(lab, self, root)
+
+    @staticmethod
+    def _offsets(session: Session, guest: Guest) -> None:
+        """Read every source while the guest has something to do: an idle vCPU passes no probe."""
+        load = session.marks(guest, 8)
+        offsets = json.loads(session.pyz("offsets --vmm --json", 240, check=False))
+        session.lab.write("offsets.json", offsets)
+        for job in load:
+            job.wait(240)
+        session.lab.say("offsets are read")
 
     def _record(self, session: Session, guest: Guest) -> None:
         """Record both until all that is to happen has happened; the capture comes home."""
@@ -382,171 +396,6 @@ class X86:
         begun = "grep -qs 1 /sys/kernel/tracing/events/sched/sched_switch/enable"
         guest.channel.run(f"n=0; until {begun}; do sleep 0.5; n=$((n+1)); [ $n -lt 200 ] || exit 1; done", 240)
         return job
-
-
-def judge(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any]) -> list[Row]:
-    """Hold what `sync` found, and what each source said before, against the truth: a row for each epoch."""
-    rows = []
-    for guest in report["guests"]:
-        for vcpu in guest["vcpus"]:
-            number = vcpu["guest_cpu"]
-            truths = _true_offsets(session, guest["name"], number)
-            for index, epoch in enumerate(vcpu["epochs"]):
-                truth = truths[index] if len(truths) == len(vcpu["epochs"]) else None
-                row = Row(
-                    case=session.case.name,
-                    architecture="x86",
-                    kernel="",
-                    vmm="",
-                    clock=guest["clock"],
-                    guest=guest["name"],
-                    vcpu=number,
-                    truth=None if truth is None else (truth, truth),
-                    truth_by="debugfs, VMCB",
-                    interval=epoch["feasible"] and (epoch["feasible"][0], epoch["feasible"][1]),
-                    unit=epoch["unit"],
-                    width_ns=epoch["width_ns"],
-                    verdict=epoch["verdict"],
-                )
-                reasons = []
-                if truth is None:
-                    reasons.append(f"{len(vcpu['epochs'])} epochs, but offsets were {truths}")
-                else:
-                    if not holds(row.interval, row.truth):
-                        reasons.append("the truth is not in the interval")
-                    if not any(seen["offset"] == truth for read in session.truths for seen in read["vmcb"]):
-                        reasons.append("no VMCB has this offset")
-                    if index == 0:
-                        row.sources = _sources(offsets, guest["name"], number, truth)
-                        row.sources |= _watched(session, guest["name"], number, truth)
-                    reasons += [f"{name}: {said}" for name, said in row.sources.items() if "not " in said]
-                row.sources |= _marks(session, guest, number)
-                if "not " in row.sources.get("marks", ""):
-                    reasons.append(f"marks: {row.sources['marks']}")
-                row.sources |= {f"{c['source']} (sync)": c["verdict"] for c in vcpu["claims"]}
-                if epoch["verdict"] not in session.case.verdicts:
-                    reasons.append(f"the verdict is {epoch['verdict']}")
-                row.ok, row.reason = not reasons, "; ".join(reasons)
-                rows.append(row)
-    return rows
-
-
-def judge_clock(session: Session, report: Mapping[str, Any], offsets: Mapping[str, Any]) -> list[Row]:
-    """Hold what the map between two clocks says of every mark against the truth: a row for each vCPU.
-
-    The guest's clock at a mark is bracketed; its counter there is known, so is the host's, by the offset; and the
-    host's clock then is bracketed by the host's marks. Where the map puts the guest's bracket has to have something in
-    common with that. The row shows the mark in the middle.
-    """
-    lab, capture = session.lab, session.lab.folder / "capture"
-    rate = Fraction(10**9, sum(offsets["host"]["frequency_hz"]) // 2)
-    hosts = stamps.read_marks(session.root, capture / "host.dat")
-    rows = []
-    for guest in report["guests"]:
-        marks = stamps.read_marks(session.root, capture / guest["file"].rsplit("/")[-1])
-        for vcpu in guest["vcpus"]:
-            number = vcpu["guest_cpu"]
-            (offset,) = _true_offsets(session, guest["name"], number)
-            known = [
-                (mark, true)
-                for mark in marks.get(number, [])
-                for true in [stamps.at(hosts[0], mark.counter - offset, rate)]
-                if true is not None
-            ]
-            values = [str(value) for mark, _ in known for value in (mark.low, mark.high)]
-            said = lab.counterpoint("convert", *session.case.recordings(lab), "--cpu", str(number), "--json", *values)
-            answers = [json.loads(line) for line in said.stdout.splitlines()]
-            found = [(low["earliest"], high["latest"]) for low, high in zip(answers[::2], answers[1::2], strict=True)]
-            wrong = sum(not holds(one, true) for one, (_, true) in zip(found, known, strict=True))
-            middle = len(known) // 2
-            epoch = vcpu["epochs"][0]
-            row = Row(
-                case=session.case.name,
-                architecture="x86",
-                kernel="",
-                vmm="",
-                clock=guest["clock"],
-                guest=guest["name"],
-                vcpu=number,
-                truth=known[middle][1] if known else None,
-                truth_by="marks, debugfs, VMCB",
-                interval=found[middle] if known else None,
-                unit=f"ns, host stamp of a guest stamp in {known[middle][0].low}..{known[middle][0].high}"
-                if known
-                else "",
-                width_ns=answers[middle * 2]["bound_ns"] if known else None,
-                verdict=vcpu["verdict"],
-                sources={c["source"]: c["verdict"] for c in vcpu["claims"]},
-            )
-            row.sources["marks"] = f"{len(known) - wrong} of {len(known)} hold"
-            row.sources |= {"rate": f"{epoch['rate_ppb']} ppb"} if "rate_ppb" in epoch else {}
-            reasons = ["no mark in what both recorded"] if not known else []
-            reasons += [f"{wrong} of {len(known)} marks are not where the map puts them"] if wrong else []
-            reasons += [] if row.verdict in session.case.verdicts else [f"the verdict is {row.verdict}"]
-            row.ok, row.reason = not reasons, "; ".join(reasons)
-            rows.append(row)
-    return rows
-
-
-def _true_offsets(session: Session, name: str, vcpu: int) -> list[int]:
-    """Return a vCPU's offsets from the recording's beginning: debugfs before, KVM's writes, debugfs after.
-
-    KVM's writes count where the case says so: debugfs lacks what comes and goes, a new VM runs with few of its writes.
-    The last one has to be what debugfs says afterwards.
-    """
-    read = [
-        one
-        for reading in session.truths
-        for one in reading["debugfs"]
-        if (one["guest"], one["vcpu"]) == (name, vcpu) and reading["when"] in ("before", "after")
-    ]
-    found = [read[0]["offset"]]
-    if session.case.by_writes:
-        threads = {one["tid"] for one in read}
-        for tid, _, offset in session.writes():
-            if tid in threads and offset != found[-1]:
-                found.append(offset)
-    return found if read[-1]["offset"] == found[-1] else [*found, read[-1]["offset"]]
-
-
-def _sources(offsets: Mapping[str, Any], name: str, number: int, truth: int) -> dict[str, str]:
-    """Return what each source of `offsets` said of a vCPU: "equal", the bracket that holds it, or "not ..."."""
-    said: dict[str, str] = {}
-    for vm in offsets["vms"]:
-        for vcpu in vm["vcpus"]:
-            if (vm["name"], vcpu["vcpu"]) != (name, number):
-                continue
-            for reading in vcpu["readings"]:
-                low, high = reading["offset"]
-                if low == high:
-                    said[reading["source"]] = "equal" if low == truth else f"not equal: {low}"
-                else:
-                    within = "holds it" if low <= truth <= high else "does not hold it"
-                    said[reading["source"]] = f"{within}, {high - low} wide"
-            said |= {missing["source"]: f"missing: {missing['reason']}" for missing in vcpu["missing"]}
-    return said
-
-
-def _marks(session: Session, guest: Mapping[str, Any], number: int) -> dict[str, str]:
-    """Return whether the guest's stamps are its own counter: what it read lies between the stamps around it."""
-    file = session.lab.folder / "capture" / guest["file"].rsplit("/")[-1]
-    marks = stamps.read_marks(session.root, file).get(number, [])
-    good = sum(mark.low <= mark.counter <= mark.high for mark in marks)
-    return {"marks": f"{good} of {len(marks)} hold" if good == len(marks) else f"{len(marks) - good} do not hold"}
-
-
-def _watched(session: Session, name: str, number: int, truth: int) -> dict[str, str]:
-    """Return what `offsets --watch` saw written last, if it ran."""
-    file = session.host.share / "watch.jsonl"
-    writes = [
-        change["reading"]["offset"][0]
-        for change in map(json.loads, file.read_text().splitlines() if file.exists() else [])
-        if change.get("change") == "write" and (change["vm"]["name"], change["vcpu"]) == (name, number)
-    ]
-    if not writes:
-        return {}
-    what = "equal" if writes[-1] == truth else f"not equal: {writes[-1]}"
-    return {"kvm_write_tsc_offset": f"{what}, {len(writes)} writes"}
 
 
 def _size(path: Path) -> int:

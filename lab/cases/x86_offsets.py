@@ -35,6 +35,7 @@ CASES = [
     X86(
         name="x86-vcpus-differ",
         about="vCPU 1's offset is 5e9 ticks higher from before the recording (KVM_VCPU_TSC_OFFSET)",
+        offsets=True,
         before=_differ,
     ),
     X86(

@@ -16,17 +16,19 @@ CASES = [
     X86(
         name="x86-lossy",
         about="buffers of 32 KB a CPU and every event of kvm, sched, irq and timer: much is lost",
-        options="--buffer-size 32K -e kvm -e sched -e irq -e timer -e raw_syscalls",
+        options="--no-kallsyms --buffer-size 32K -e kvm -e sched -e irq -e timer -e raw_syscalls",
     ),
     X86(
         name="x86-one-vcpu",
         about="one vCPU, recorded with an old kernel on both sides",
+        offsets=True,
         kernel="6.1",
         vcpus=1,
     ),
     X86(
         name="x86-new-kernel",
         about="the plain pair with the newest kernel that Debian has",
+        offsets=True,
         kernel="7.3",
         watch=True,
     ),

@@ -501,3 +501,15 @@ def test_what_an_arm64_guest_says_of_its_stamps_is_kept_if_it_is_that(tmp_path, 
         guest = AgentGuest(url, "guest", SECRET)
         guest.start(out_folder(tmp_path), replace(WANTED, clock="mono_raw"))
         assert guest.stop().line == expected
+
+
+def test_an_agent_that_takes_long_to_begin_has_not_been_left_alone_meanwhile(tmp_path, recorded, monkeypatch):
+    _, tracer = recorded
+    monkeypatch.setattr("counterpoint.live.agent.SILENCE_SECONDS", 0.4)
+    begin = tracer.begin
+    monkeypatch.setattr(tracer, "begin", lambda *wanted: (time.sleep(0.6), begin(*wanted))[1])
+
+    with tcp_agent(tracer) as url:
+        found = take(url, out_folder(tmp_path))
+
+    assert found.notes == [] and found.lost == 1

@@ -21,7 +21,9 @@ from counterpoint.live.stats import total
 from counterpoint.live.tracedat import new_trace_id
 
 ANSWER_SECONDS = 20.0
-"""For an answer to a request; also: without a byte while it records and answers pings."""
+"""For a greeting; also: without a byte while it records and answers pings."""
+BEGIN_SECONDS = 90.0
+"""For an answer to a request: a small guest on a busy host takes long to switch its events on."""
 PING_SECONDS = 5.0
 GREET_AGAIN = 3.0
 """On a serial device, whose agent may be busy with a client that died."""
@@ -183,7 +185,7 @@ class AgentGuest:
 
     def _ask(self, header: dict[str, Any], expected: str) -> dict[str, Any]:
         self._send(header)
-        deadline = time.monotonic() + ANSWER_SECONDS
+        deadline = time.monotonic() + BEGIN_SECONDS
         while time.monotonic() < deadline:
             while self._waiting:
                 frame = self._waiting.pop(0)
