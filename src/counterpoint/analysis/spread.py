@@ -1,0 +1,75 @@
+"""How values spread: count, sum, mean, quantiles and a histogram by powers of two, of many groups at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from counterpoint.clocks.counter import I64, Bools
+
+BUCKETS = 64
+"""Of a histogram: bucket 0 holds what is 0 or less, bucket k the values from 2**(k - 1) to 2**k - 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Of m groups. ``count`` i64[m]: all of a group; ``known`` i64[m]: those of which the value is known.
+
+    The rest is of the known ones: ``total``, ``least``, ``p50``, ``p99``, ``most`` i64[m], 0 where none is known, and
+    ``buckets`` i64[m, 64], see ``BUCKETS``. A quantile is the value of nearest rank: p50 of four is the second.
+    """
+
+    count: I64
+    known: I64
+    total: I64
+    least: I64
+    p50: I64
+    p99: I64
+    most: I64
+    buckets: I64
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self.count)
+
+
+def spread(values: I64, group: I64 | None = None, groups: int = 1, known: Bools | None = None) -> Spread:
+    """The spread of ``values`` i64[n] in each of ``groups`` groups.
+
+    ``group`` i64[n]: from 0 on, -1: of none (None: all are of one). ``known`` bool[n]: which values count (None: all).
+    """
+    group = np.zeros(len(values), np.int64) if group is None else group
+    known = np.ones(len(values), np.bool_) if known is None else known
+    member = group >= 0
+    count = np.bincount(group[member], minlength=groups)
+    use = member & known
+    values, group = values[use], group[use]
+    order = np.lexsort((values, group))
+    values, group = values[order], group[order]
+    start = np.searchsorted(group, np.arange(groups + 1))
+    n = np.diff(start)
+    total = np.zeros(groups, np.int64)
+    np.add.at(total, group, values)
+
+    def ranked(per_cent: int) -> I64:
+        # the smallest rank that has at least that share of the values up to it
+        at = start[:-1] + np.maximum((n * per_cent + 99) // 100 - 1, 0)
+        return (
+            np.where(n > 0, values[np.minimum(at, len(values) - 1)], 0) if len(values) else np.zeros(groups, np.int64)
+        )
+
+    buckets = np.zeros((groups, BUCKETS), np.int64)
+    np.add.at(buckets, (group, bucket_of(values)), 1)
+    return Spread(count, n, total, ranked(0), ranked(50), ranked(99), ranked(100), buckets)
+
+
+def bucket_of(values: I64) -> I64:
+    """The bucket i64[n] of each value."""
+    out = np.zeros(len(values), np.int64)
+    rest = np.maximum(values, 0)
+    for step in (32, 16, 8, 4, 2, 1):
+        high = rest >> step > 0
+        out[high] += step
+        rest = np.where(high, rest >> step, rest)
+    return np.minimum(out + (rest > 0), BUCKETS - 1)
