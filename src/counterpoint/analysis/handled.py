@@ -36,9 +36,10 @@ NEVER = np.int64(-(1 << 62))
 class VcpuExits:
     """The exits of one vCPU's thread ``tid`` of ``host`` in order of time; ``guest`` None: not known whose vCPU it is.
 
-    ``row`` i64[n]: the kvm_exit in the host's recording; ``when`` i64[n], from ``Timeline.base``; ``took`` i64[n]: to the
-    kvm_entry after it in the first host's units, -1: not seen. ``reason`` i64[n]: an index into ``reasons``. ``address``
-    u64[n]: where the guest was, 0: not known, or in another kernel than the guest's. ``level`` u8[n]: a ``Level``.
+    ``row`` i64[n]: the kvm_exit in the host's recording; ``when`` i64[n], from ``Timeline.base``; ``took`` i64[n]: to
+    the kvm_entry after it in the first host's units, -1: not seen. ``reason`` i64[n]: an index into ``reasons``.
+    ``address`` u64[n]: where the guest was, 0: not known, or in another kernel than the guest's. ``level`` u8[n]: a
+    ``Level``.
 
     ``context`` u8[n], a ``contexts.Context``, and ``what`` i64[n]: what the guest ran as the exit came, by its own
     recording; UNKNOWN and -1 where that does not tell.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from counterpoint.analysis.placed import Placed, Rows
 from counterpoint.analysis.steps import step_at
-from counterpoint.clocks.counter import I64
+from counterpoint.clocks.counter import I64, Bools
 from counterpoint.proof.levels import sides
 from counterpoint.proof.windows import HostActivity
 
@@ -64,13 +64,16 @@ class Nesting:
         return self._placed.of("kvm", name, fields)
 
     def levels(self, tid: int, exit_row: I64, when: I64, ended: I64) -> npt.NDArray[np.uint8]:
-        """A ``Level`` u8[n] of each exit of thread ``tid``: its row, its time, and its kvm_entry's (-1 << 62: not seen)."""
+        """A ``Level`` u8[n] of each exit of thread ``tid``: its row, its time, and that of the kvm_entry after it.
+
+        ``ended`` is before ``when`` where no such entry was seen.
+        """
         if not self.is_listed:
             return np.full(len(when), Level.UNKNOWN, np.uint8)
         to_l2, to_l1 = (at[pid == tid] for at, pid in (self._to_l2, self._to_l1))
         if not len(to_l2) and not len(to_l1):
             return np.full(len(when), Level.OWN, np.uint8)
-        own, nested = (self._arm if self._is_arm else self._x86)(tid, exit_row, when, to_l2, to_l1)
+        own, nested = self._arm(when, to_l2, to_l1) if self._is_arm else self._x86(tid, exit_row)
         seen = ended >= when
         left = np.searchsorted(to_l1, ended, side="right") > np.searchsorted(to_l1, when)
         entered = np.searchsorted(to_l2, ended, side="right") > np.searchsorted(to_l2, when)
@@ -81,18 +84,16 @@ class Nesting:
         out[nested & seen & left] = Level.REFLECTED
         return out
 
-    def _x86(
-        self, tid: int, exit_row: I64, when: I64, to_l2: I64, to_l1: I64
-    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    def _x86(self, tid: int, exit_row: I64) -> tuple[Bools, Bools]:
+        """Which exits are surely the guest's own, and which its guest's."""
         windows = self._activity.windows(tid)
         side = np.zeros((2, len(self._placed.recording) + 1), np.bool_)
         for line, each in zip(side, sides(windows, self._placed.recording), strict=True):
             line[windows.exit_row[each & (windows.exit_row >= 0)]] = True
         return side[0][exit_row], side[1][exit_row]
 
-    def _arm(
-        self, tid: int, exit_row: I64, when: I64, to_l2: I64, to_l1: I64
-    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    def _arm(self, when: I64, to_l2: I64, to_l1: I64) -> tuple[Bools, Bools]:
+        """The same by the switches themselves."""
         marks = np.r_[to_l2, to_l1]
         nested = np.repeat(np.array([True, False]), [len(to_l2), len(to_l1)])
         order = np.argsort(marks, kind="stable")

@@ -12,11 +12,16 @@ import numpy.typing as npt
 from counterpoint.clocks.counter import I64, Bools, relative
 from counterpoint.timeline.merge import Machine
 
+_HARDIRQ, _NMI = 0x08, 0x40
+"""Of common_flags (include/linux/trace_events.h)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Events of one kind in the order of their times: ``row`` i64[n], ``when`` i64[n] (from the timeline's base), ``cpu``
-    i64[n], ``pid`` i64[n], and the ``fields`` asked for, i64[n] each (unsigned ones as their two's complement).
+    """Events of one kind in the order of their times, as columns i64[n].
+
+    ``row``, ``when`` (from the timeline's base), ``cpu``, ``pid``, and the ``fields`` asked for: unsigned ones as their
+    two's complement.
     """
 
     row: I64
@@ -77,6 +82,18 @@ class Placed:
         columns = {name: self.recording.column(event, name, row).astype(np.int64) for name in fields}
         return Rows(row, when, self.cpu(row), self.recording.pid[row].astype(np.int64), columns)
 
+    def in_interrupt(self, cpu: int) -> Rows:
+        """The events of ``cpu`` that hard interrupts' handlers made, of those whose place on the timeline is proved."""
+        recording = self.recording
+        some = next((e for e in recording.formats.values() if e.field("common_flags") is not None), None)
+        row = np.flatnonzero(self.machine.proved & (self._cpus[recording.stream_of] == cpu))
+        flags = np.zeros(len(row), np.int64) if some is None else recording.column(some, "common_flags", row)
+        row = row[(flags & (_HARDIRQ | _NMI)) == _HARDIRQ]
+        when = self.when(row)
+        order = np.lexsort((row, when))
+        row = row[order]
+        return Rows(row, when[order], self.cpu(row), recording.pid[row].astype(np.int64), {})
+
     @cached_property
     def _lost(self) -> tuple[I64, I64]:
         """Spans (from, to) of time in which events of some CPU were lost, in order of their ends."""
@@ -106,30 +123,28 @@ class Placed:
         return found
 
 
-def first_since(request_key: I64, requested: I64, delivery_key: I64, delivered: I64) -> I64:
+def first_since(request_key: I64, requested: I64, delivery_key: I64, delivered: I64) -> tuple[I64, I64]:
     """Which request each delivery answers, where requests of one key that come before a delivery become one.
 
-    The keys i64[n], i64[m] and times i64[n], i64[m]. Returns for each delivery the place of the earliest request of its
-    key after the delivery of that key before it, -1: there is none. A pending interrupt is a bit: what is requested
-    while it is set is answered by the same delivery. At one time a request comes before a delivery.
+    The keys i64[n], i64[m] and times i64[n], i64[m]. Returns for each delivery the place i64[m] of the earliest request
+    of its key after the delivery of that key before it, and the place i64[m] of that delivery; -1, -1: there is no such
+    request. A pending interrupt is a bit: what is requested while it is set is answered by the same delivery. Before
+    the first delivery of a key nothing says since when it was pending: it has none. At one time a request comes first.
     """
     n, m = len(requested), len(delivered)
-    out = np.full(m, -1, np.int64)
+    answers, before = np.full(m, -1, np.int64), np.full(m, -1, np.int64)
     if not n or not m:
-        return out
+        return answers, before
     key = np.r_[request_key, delivery_key]
-    when = np.r_[requested, delivered]
     is_delivery = np.repeat(np.array([False, True]), [n, m])
-    order = np.lexsort((is_delivery, when, key))
+    order = np.lexsort((is_delivery, np.r_[requested, delivered], key))
     key, is_delivery = key[order], is_delivery[order]
-    # a request begins a wait where what precedes it is a delivery, or of another key
-    fresh = np.r_[True, (key[1:] != key[:-1]) | is_delivery[:-1]]
-    begins = np.maximum.accumulate(np.where(fresh & ~is_delivery, np.arange(n + m), -1))
     at = np.flatnonzero(is_delivery)
-    begin = begins[at]
-    # between that request and the delivery lie requests alone
+    # what follows the delivery before is the first request, and of the same key
     previous = np.r_[-1, at[:-1]]
-    good = (begin > previous) & (begin >= 0)
-    good[good] = key[begin[good]] == key[at[good]]
-    out[order[at[good]] - n] = order[begin[good]]
-    return out
+    good = (previous >= 0) & (at - previous > 1)
+    good &= key[at] == key[previous]
+    at, previous = at[good], previous[good]
+    answers[order[at] - n] = order[previous + 1]
+    before[order[at] - n] = order[previous] - n
+    return answers, before
