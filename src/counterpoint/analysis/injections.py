@@ -2,12 +2,12 @@
 
 Two rules pair them; what neither makes certain is not paired.
 
-x86, where KVM injects (``kvm_inj_virq``): a requested interrupt is a bit of the vCPU's IRR (``kvm_apic_accept_irq``), so
-an injection answers all requests of its vector since that vector's injection before, and waited since the first. KVM injects while the guest's interrupts are on, so no handler is under way, and the guest takes the interrupt
-with the next ``kvm_entry``: the first event after it that is marked as made by a hard interrupt's handler is that
-interrupt's, if it comes before the next injection's entry. An injection that had to be repeated counts once. With APICv
-or AVIC the processor delivers interrupts that no event tells of (``kvm_apicv_accept_irq``): of such vCPUs no handler is
-paired.
+x86, where KVM injects (``kvm_inj_virq``): a requested interrupt is a bit of the vCPU's IRR (``kvm_apic_accept_irq``):
+an injection answers all requests of its vector since that vector's injection before, and waited since the first. KVM
+injects while the guest's interrupts are on, so no handler is under way, and the guest takes the interrupt with the next
+``kvm_entry``: the first event after it that is marked as made by a hard interrupt's handler is that interrupt's, if it
+comes before the next injection's entry. An injection that had to be repeated counts once. With APICv or AVIC the
+processor delivers interrupts that no event tells of (``kvm_apicv_accept_irq``): of such vCPUs no handler is paired.
 
 arm64: the vCPU's timer (``kvm_timer_update_irq``, level 1) with the guest's ``irq_handler_entry`` of the name
 "arch_timer" (drivers/clocksource/arm_arch_timer.c), where KVM raises one timer interrupt alone on that vCPU. Other

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -206,3 +207,15 @@ def print_json(value: dict[str, Any]) -> None:
     """One JSON object on standard output."""
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
+
+
+def host_time(text: str | None, unit: str, flag: str) -> int | None:
+    """A host stamp as typed: an integer, or seconds with a point for a clock whose ``unit`` is ns."""
+    if text is None:
+        return None
+    if re.fullmatch(r"-?[0-9]{1,99}|0x[0-9a-fA-F]{1,99}", text):
+        return int(text, 0)
+    parts = re.fullmatch(r"([0-9]{1,99})\.([0-9]{1,9})", text)
+    if parts and unit == "ns":
+        return int(parts[1]) * 1_000_000_000 + int(parts[2].ljust(9, "0"))
+    raise UsageError(f"{flag} {text}: a host stamp is expected, as the first column of show has them")

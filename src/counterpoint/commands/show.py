@@ -16,6 +16,7 @@ from counterpoint.commands.common import (
     add_claims,
     add_hosts,
     add_recordings,
+    host_time,
     is_capture,
     open_capture,
     run_sync,
@@ -100,11 +101,11 @@ def run(args: argparse.Namespace) -> int:
         cpus=[_cpu(text) for text in args.cpu],
         tasks=args.task,
         events=args.event,
-        begin=_time(args.begin, timeline, "--from"),
-        end=_time(args.end, timeline, "--to"),
+        begin=host_time(args.begin, timeline.machines[0].recording.unit, "--from"),
+        end=host_time(args.end, timeline.machines[0].recording.unit, "--to"),
     )
     positions = select(timeline, wanted)
-    middle = _time(args.around, timeline, "--around")
+    middle = host_time(args.around, timeline.machines[0].recording.unit, "--around")
     if middle is not None:
         positions = around(timeline, positions, middle, max(args.context, 0))
     if args.last is not None:
@@ -177,15 +178,3 @@ def _cpu(text: str) -> tuple[str | None, int]:
     if not re.fullmatch("[0-9]{1,9}", cpu):
         raise UsageError(f"--cpu {text}: [MACHINE:]CPU is expected, as in --cpu guest:0")
     return machine or None, int(cpu)
-
-
-def _time(text: str | None, timeline: Timeline, flag: str) -> int | None:
-    """A host stamp as typed: an integer, or seconds with a point for a clock in ns."""
-    if text is None:
-        return None
-    if re.fullmatch(r"-?[0-9]{1,99}|0x[0-9a-fA-F]{1,99}", text):
-        return int(text, 0)
-    parts = re.fullmatch(r"([0-9]{1,99})\.([0-9]{1,9})", text)
-    if parts and timeline.machines[0].recording.unit == "ns":
-        return int(parts[1]) * 1_000_000_000 + int(parts[2].ljust(9, "0"))
-    raise UsageError(f"{flag} {text}: a host stamp is expected, as the first column shows them")
