@@ -93,10 +93,12 @@ class _Report:
                 "to": self.wanted.end, "tasks": list(self.wanted.tasks),
             },
             "guests": [],
-            "others": [],
+            "not_found": [],
         }  # fmt: skip
         for guest in self.result.guests:
             mine = [v for v in states if v.guest == guest.name]
+            if not mine and not self.wanted.guests and not self.wanted.vcpus:
+                out["not_found"].append(guest.name)
             if mine:
                 out["guests"].append(self._guest(guest.name, guest.parent, mine, exits, boundary))
         out["others"] = [self._vcpu(vcpu, exits) for vcpu in states if vcpu.guest is None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from counterpoint.outputs.printable import printable
@@ -16,9 +18,9 @@ _HEIGHTS = " ▁▂▃▄▅▆▇█"
 _ASCII_HEIGHTS = " .:-=+*#%"
 
 _STATES = {
-    "guest": "in guest mode", "kernel": "exit, in the kernel", "user": "exit, in the VMM",
-    "outside": "out of guest mode", "polling": "halted, polling", "halted": "halted", "blocked": "blocked", "waiting": "waiting for a CPU",
-    "unknown": "not seen",
+    "guest": "in guest mode", "kernel": "exits, in the kernel", "user": "exits, in the VMM",
+    "outside": "out of guest mode", "polling": "halted, polling", "halted": "halted", "blocked": "blocked",
+    "waiting": "waiting for a CPU", "unknown": "not seen",
 }  # fmt: skip
 _CONTEXTS = {"task": "tasks", "idle": "idle", "softirq": "softirqs", "irq": "interrupts", "unknown": "not known"}
 _LEVELS = {
@@ -99,6 +101,9 @@ class _Lines:
             yield "times are ticks of the host's clock: their rate is not known"
         for guest in report["guests"]:
             yield from self.guest(guest)
+        for name in report["not_found"]:
+            yield ""
+            yield from _wrapped(f"{printable(name)}: no thread of its host is known to be a vCPU of it (sync says why)")
         if report["others"]:
             yield from self.others(report["others"])
         everything = report["total"]["all"]
@@ -169,15 +174,14 @@ class _Lines:
         told = steal["by_guest"]
         if told is not None and told["stays"]:
             host = told["host_states"]
-            parts = [
-                f"{self.time(host[s])} {label}"
-                for s, label in _STATES.items()
-                if host[s] and host[s] * 200 > told["took"]
-            ]
+            least = told["took"] // 200
+            parts = [f"{self.time(host[s])} {label}" for s, label in _STATES.items() if host[s] > least]
+            off = told["took"] - told["accounted"]
+            left = f"and took {self.time(off)} off" if off > 0 else "and took nothing off"
             yield from _wrapped(
-                f"as the guest believed it: tasks had its CPUs for {self.time(told['took'])}, of which it accounted"
-                f" {self.time(told['accounted'])} ({_share(told['accounted'], told['took'])}) to them; of that time the host"
-                f" saw {', '.join(parts)}"
+                f"as the guest believed it: while tasks had its CPUs, {self.time(told['took'])} by the host's clock, it"
+                f" accounted {self.time(told['accounted'])} to them by its own, {left}; of that time the host saw"
+                f" {', '.join(parts)}"
             )
 
     def exits(self, guest: Json) -> Iterator[str]:
@@ -254,7 +258,7 @@ class _Lines:
         text = (
             "the timer's alone, where the handler is certain"
             if timers
-            else (f"of {count:,} the handler of {handled:,} is certain")
+            else f"of {count:,} the handler of {handled:,} is certain"
         )
         yield from _wrapped(f"{text}; to within {self.time(found['bound'])}, the bound of the guest's clock")
 
@@ -286,8 +290,7 @@ class _Lines:
             yield f"... and {found['tasks'] - ROWS} more (--json has {len(rows)})"
         if found["between_cpus"]:
             text = f"{found['between_cpus']:,} were woken by another CPU: those to within {self.time(found['bound'])}"
-            text += f"; {found['unbounded']:,} of them have no bound" if found["unbounded"] else ""
-            yield text
+            yield from _wrapped(f"{text}; {found['unbounded']:,} have no bound" if found["unbounded"] else text)
 
     def timers(self, guest: Json) -> Iterator[str]:
         found = guest["timers"]
@@ -340,10 +343,10 @@ def _beyond(rows: Sequence[object]) -> Iterator[str]:
 
 
 def _wrapped(text: str) -> Iterator[str]:
-    """A sentence in lines of at most ``WIDTH`` columns, all but the first set in."""
-    import textwrap
-
-    yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ") or [""]
+    """A sentence in lines of at most ``WIDTH`` columns, all but the first set in; numbers stay with their units."""
+    whole = re.sub(r"(\d) (ns|us|ms|s|%)(?!\w)", "\\1\0\\2", text)
+    for line in textwrap.wrap(whole, WIDTH, subsequent_indent="  ", break_on_hyphens=False) or [""]:
+        yield line.replace("\0", " ")
 
 
 def _task(tid: int | None, name: str | None) -> str:
