@@ -34,42 +34,46 @@ class Spread:
         return len(self.count)
 
 
-def spread(values: I64, group: I64 | None = None, groups: int = 1, known: Bools | None = None) -> Spread:
+def spread(
+    values: I64,
+    group: I64 | None = None,
+    groups: int = 1,
+    known: Bools | None = None,
+    sizes: I64 | None = None,
+) -> Spread:
     """The spread of ``values`` i64[n] in each of ``groups`` groups.
 
     ``group`` i64[n]: from 0 on, -1: of none (None: all are of one). ``known`` bool[n]: which values count (None: all).
+    ``sizes`` i64[n]: what the histogram is of, where that is in other units.
     """
     group = np.zeros(len(values), np.int64) if group is None else group
     known = np.ones(len(values), np.bool_) if known is None else known
     member = group >= 0
     count = np.bincount(group[member], minlength=groups)
     use = member & known
+    sizes = (values if sizes is None else sizes)[use]
     values, group = values[use], group[use]
+    buckets = np.bincount(group * BUCKETS + bucket_of(sizes), minlength=groups * BUCKETS).reshape(groups, BUCKETS)
     order = np.lexsort((values, group))
     values, group = values[order], group[order]
     start = np.searchsorted(group, np.arange(groups + 1))
     n = np.diff(start)
-    total = np.zeros(groups, np.int64)
-    np.add.at(total, group, values)
+    # sums modulo 2**64 give differences that are right where the sum itself has a place
+    sums = np.r_[np.int64(0), np.cumsum(values)]
+    total = sums[start[1:]] - sums[start[:-1]]
 
     def ranked(per_cent: int) -> I64:
         # the smallest rank that has at least that share of the values up to it
         at = start[:-1] + np.maximum((n * per_cent + 99) // 100 - 1, 0)
-        return (
-            np.where(n > 0, values[np.minimum(at, len(values) - 1)], 0) if len(values) else np.zeros(groups, np.int64)
-        )
+        return np.where(n > 0, np.r_[values, np.int64(0)][at], 0)
 
-    buckets = np.zeros((groups, BUCKETS), np.int64)
-    np.add.at(buckets, (group, bucket_of(values)), 1)
     return Spread(count, n, total, ranked(0), ranked(50), ranked(99), ranked(100), buckets)
 
 
 def bucket_of(values: I64) -> I64:
     """The bucket i64[n] of each value."""
-    out = np.zeros(len(values), np.int64)
-    rest = np.maximum(values, 0)
-    for step in (32, 16, 8, 4, 2, 1):
-        high = rest >> step > 0
-        out[high] += step
-        rest = np.where(high, rest >> step, rest)
-    return np.minimum(out + (rest > 0), BUCKETS - 1)
+    positive = np.maximum(values, 0)
+    high = positive >> 32
+    # of numbers below 2**32 a double's exponent is how many bits they have
+    upper, lower = (np.frexp(part.astype(np.float64))[1].astype(np.int64) for part in (high, positive & 0xFFFFFFFF))
+    return np.where(high > 0, upper + 32, lower)

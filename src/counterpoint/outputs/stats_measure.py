@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from counterpoint.analysis.spread import BUCKETS, bucket_of, spread
+from counterpoint.analysis.spread import Spread, spread
 from counterpoint.clocks.counter import I64, Bools, add, relative
 from counterpoint.clocks.rate import Rate
 
@@ -37,15 +37,8 @@ class Measure:
 
     def spread(self, units: I64, group: I64 | None = None, groups: int = 1, known: Bools | None = None) -> list[Json]:
         """The spread of distances i64[n] in each group, see ``spread.spread``; of those known none is below 0."""
-        found = spread(units, group, groups, known)
-        use = np.ones(len(units), np.bool_) if known is None else known.copy()
-        of = np.zeros(len(units), np.int64) if group is None else group
-        use &= of >= 0
-        counts = np.bincount(of[use] * BUCKETS + bucket_of(self.ns(units[use])), minlength=groups * BUCKETS)
-        columns = [self.ns(each).tolist() for each in (found.least, found.p50, found.p99, found.most)]
-        totals = [self.one(total) for total in found.total.tolist()]
-        rows = zip(found.count.tolist(), found.known.tolist(), totals, *columns, strict=True)
-        return [_json(row, buckets) for row, buckets in zip(rows, counts.reshape(groups, BUCKETS), strict=True)]
+        known = np.ones(len(units), np.bool_) if known is None else known
+        return _rows(spread(units, group, groups, known, self.ns(np.where(known, units, 0))), self.ns, self.one)
 
     def between(self, begin: I64, end: I64, known: Bools) -> Json:
         """The spread of the distances from begin to end, where both are known."""
@@ -54,9 +47,14 @@ class Measure:
 
 def spread_ns(ns: I64, group: I64 | None = None, groups: int = 1) -> list[Json]:
     """The spread of distances that are in ns already, and may be below 0."""
-    found = spread(ns, group, groups)
-    columns = (found.count, found.known, found.total, found.least, found.p50, found.p99, found.most)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return _rows(spread(ns, group, groups), lambda values: values, int)
+
+
+def _rows(found: Spread, ns: Callable[[I64], I64], one: Callable[[int], int]) -> list[Json]:
+    """The rows of a spread, its values converted by ``ns`` and its sums by ``one``."""
+    columns = [ns(each).tolist() for each in (found.least, found.p50, found.p99, found.most)]
+    totals = [one(total) for total in found.total.tolist()]
+    rows = zip(found.count.tolist(), found.known.tolist(), totals, *columns, strict=True)
     return [_json(row, buckets) for row, buckets in zip(rows, found.buckets, strict=True)]
 
 
