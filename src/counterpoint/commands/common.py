@@ -16,7 +16,6 @@ from counterpoint.outputs.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from counterpoint.timeline.merge import Timeline
     from counterpoint.timeline.sync import SyncResult
     from counterpoint.traces.capture import Capture
     from counterpoint.traces.recording import Recording
@@ -220,13 +219,13 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.write("\n")
 
 
-def host_stamp(text: str | None, timeline: Timeline, flag: str) -> int | None:
-    """A host stamp as typed: an integer, or seconds with a point for a clock in ns."""
+def host_time(text: str | None, unit: str, flag: str) -> int | None:
+    """A host stamp as typed: an integer, or seconds with a point for a clock whose ``unit`` is ns."""
     if text is None:
         return None
     if re.fullmatch(r"-?[0-9]{1,99}|0x[0-9a-fA-F]{1,99}", text):
         return int(text, 0)
     parts = re.fullmatch(r"([0-9]{1,99})\.([0-9]{1,9})", text)
-    if parts and timeline.machines[0].recording.unit == "ns":
+    if parts and unit == "ns":
         return int(parts[1]) * 1_000_000_000 + int(parts[2].ljust(9, "0"))
-    raise UsageError(f"{flag} {text}: a host stamp is expected, as the first column shows them")
+    raise UsageError(f"{flag} {text}: a host stamp is expected, as the first column of show has them")

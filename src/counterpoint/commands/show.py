@@ -16,7 +16,7 @@ from counterpoint.commands.common import (
     add_claims,
     add_hosts,
     add_recordings,
-    host_stamp,
+    host_time,
     is_capture,
     open_capture,
     run_sync,
@@ -106,11 +106,11 @@ def run(args: argparse.Namespace) -> int:
         cpus=[_cpu(text) for text in args.cpu],
         tasks=args.task,
         events=args.event,
-        begin=host_stamp(args.begin, timeline, "--from"),
-        end=host_stamp(args.end, timeline, "--to"),
+        begin=host_time(args.begin, timeline.machines[0].recording.unit, "--from"),
+        end=host_time(args.end, timeline.machines[0].recording.unit, "--to"),
     )
     positions = select(timeline, wanted)
-    middle = host_stamp(args.around, timeline, "--around")
+    middle = host_time(args.around, timeline.machines[0].recording.unit, "--around")
     if middle is not None:
         positions = around(timeline, positions, middle, args.context)
     if args.last is not None:

@@ -8,7 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from counterpoint.commands.common import add_claims, add_hosts, add_recordings, host_stamp, run_sync, warn_all
+from counterpoint.commands.common import add_claims, add_hosts, add_recordings, host_time, run_sync, warn_all
 from counterpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _find(args: argparse.Namespace, explainer: Explainer, over: int | None) -> F
 
     timeline = explainer.result.timeline
     what, search = _search(args)
-    at = host_stamp(args.at, timeline, "--at")
+    at = host_time(args.at, timeline.machines[0].recording.unit, "--at")
     moment = None if at is None else (at - timeline.base + (1 << 63)) % (1 << 64) - (1 << 63)
     if over is not None and timeline.rate is None:
         raise UsageError("--over: how long a tick of the host's clock is, is not known")
@@ -150,6 +150,7 @@ def _intervals(args: argparse.Namespace, explainer: Explainer) -> Found:
     from counterpoint.outputs.explained import Found
 
     timeline = explainer.result.timeline
+    unit = timeline.machines[0].recording.unit
     names = [g.name for g in explainer.result.guests]
     out = []
     for text in args.interval:
@@ -157,7 +158,7 @@ def _intervals(args: argparse.Namespace, explainer: Explainer) -> Found:
         guest = parts[1] or (names[0] if len(names) == 1 else None) if parts else None
         if not parts or guest not in names:
             raise UsageError(f"--interval {text}: [GUEST:]CPU=FROM..TO is expected, with one of {', '.join(names)}")
-        begin, end = (host_stamp(each, timeline, "--interval") for each in (parts[3], parts[4]))
+        begin, end = (host_time(each, unit, "--interval") for each in (parts[3], parts[4]))
         assert begin is not None and end is not None
         if end <= begin:
             raise UsageError(f"--interval {text}: it ends before it begins")
