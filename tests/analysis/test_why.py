@@ -124,7 +124,7 @@ HOST = {
 }  # fmt: skip
 GUEST = {
     "switch": HOST["switch"], "waking": HOST["waking"],
-    "start": event(30, "timer", "hrtimer_start", "u64 hrtimer", "u64 function", "s64 softexpires"),
+    "start": event(30, "timer", "hrtimer_start", "u64 hrtimer", "u64 function", "s64 expires", "s64 softexpires"),
     "expire": event(31, "timer", "hrtimer_expire_entry", "u64 hrtimer", "s64 now", "u64 function"),
     "expired": event(32, "timer", "hrtimer_expire_exit", "u64 hrtimer"),
 }  # fmt: skip
@@ -179,7 +179,7 @@ CASE_HOST = [
 ]
 CASE_GUEST = [
     f"0 1100 switch {TASK} prev_pid={TASK} prev_state=1 next_pid={OTHER}",
-    f"0 1200 start {OTHER} hrtimer=77 softexpires=500",
+    f"0 1200 start {OTHER} hrtimer=77 expires=500 softexpires=500",
     f"0 5300 expire {OTHER} hrtimer=77 now=4300",
     f"0 5400 waking {OTHER} pid={TASK} target_cpu=0",
     f"0 5450 expired {OTHER} hrtimer=77",
