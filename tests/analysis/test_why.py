@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from analysis.test_states import event
+from counterpoint.analysis.latency import Latencies
 from counterpoint.analysis.why import Cause, Explainer, blame
 from counterpoint.commands.main import main
 from counterpoint.outputs.explained import Found, print_why
@@ -97,11 +98,15 @@ def test_the_blame_of_the_worst_is_the_hogs(busy):
 
 
 @pytest.mark.parametrize("pair", ["x86-agent", "arm64-monoraw"])
-@pytest.mark.parametrize("kind", ["wakeups", "timers"])
-def test_pieces_cover_a_latency_without_a_gap(pair, kind):
+def test_pieces_cover_a_latency_without_a_gap(pair):
     explainer = Explainer(sync(DATA / pair / "host.dat", DATA / pair / "guest.dat"))
-    found = getattr(explainer.tasks("guest"), kind)()
-    assert len(found)
+    tasks = explainer.tasks("guest")
+    for found in (tasks.wakeups(), tasks.timers(), explainer.interrupts("guest")):
+        assert len(found) > 50
+        covered(explainer, found)
+
+
+def covered(explainer: Explainer, found: Latencies) -> None:
     for each in explainer.explain("guest", found, range(0, len(found), 7)):
         assert (each.begin, each.end) == (found.begin[each.at], found.end[each.at])
         if each.took:
@@ -289,6 +294,7 @@ def test_the_command(capsys):
     [
         (["--over", "soon"], "--over soon: a time such as 250us or 1.5ms is expected"),
         (["--begin", "sched_switch"], "--begin and --end belong together"),
+        (["--timers", "--interrupts"], "--timers, --interrupts, --begin with --end, --interval: choose one"),
         (["--begin", "nothing", "--end", "sched_switch"], "has no event nothing"),
         (["--guest", "nobody"], "no guest is called 'nobody' (there are: guest)"),
         (["--interval", "0=5..3"], "it ends before it begins"),

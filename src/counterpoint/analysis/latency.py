@@ -22,7 +22,7 @@ from counterpoint.traces.recording import Recording
 
 _LCB_F_SPIN = 1
 
-Kind = Literal["wakeup", "timer", "between"]
+Kind = Literal["wakeup", "timer", "between", "interrupt"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from counterpoint.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from counterpoint.analysis.latency import GuestTasks, Latencies
+    from counterpoint.analysis.latency import Latencies
     from counterpoint.analysis.why import Explainer, Explanation
     from counterpoint.outputs.explained import Found
     from counterpoint.timeline.sync import SyncResult
@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("which latencies")
     what.add_argument(
         "--timers", action="store_true", help="timers that expire late, not tasks that run late (the default)"
+    )
+    what.add_argument(
+        "--interrupts", action="store_true", help="interrupts, from the host's request to the guest's handler"
     )
     what.add_argument("--begin", metavar="[SYSTEM:]EVENT", help="from such an event of a task ...")
     what.add_argument("--end", metavar="[SYSTEM:]EVENT", help="... to its next one of this kind")
@@ -63,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.begin is None) != (args.end is None):
         raise UsageError("--begin and --end belong together")
-    if args.begin is not None and args.timers:
-        raise UsageError("--timers and --begin: choose one")
+    if sum((args.begin is not None, args.timers, args.interrupts, bool(args.interval))) > 1:
+        raise UsageError("--timers, --interrupts, --begin with --end, --interval: choose one")
     if args.top is not None and args.top < 1:
         raise UsageError(f"--top {args.top}: 1 or more is expected")
     over = _duration(args.over)
@@ -108,7 +111,7 @@ def _find(args: argparse.Namespace, explainer: Explainer, over: int | None) -> F
     from counterpoint.outputs.explained import Found
 
     timeline = explainer.result.timeline
-    what, search = _search(args)
+    what, search = _search(args, explainer)
     at = host_time(args.at, timeline.machines[0].recording.unit, "--at")
     moment = None if at is None else (at - timeline.base + (1 << 63)) % (1 << 64) - (1 << 63)
     if over is not None and timeline.rate is None:
@@ -117,7 +120,7 @@ def _find(args: argparse.Namespace, explainer: Explainer, over: int | None) -> F
     found: dict[str, Latencies] = {}
     chosen: list[tuple[int, str, int]] = []
     for guest in _guests(args, explainer.result):
-        every = search(explainer.tasks(guest))
+        every = search(guest)
         keep = every.took >= least if over is None else every.took > least
         if moment is not None:
             keep &= (every.begin <= moment) & (every.end >= moment)
@@ -135,15 +138,19 @@ def _find(args: argparse.Namespace, explainer: Explainer, over: int | None) -> F
     return Found(what, found, explained)
 
 
-def _search(args: argparse.Namespace) -> tuple[str, Callable[[GuestTasks], Latencies]]:
+def _search(args: argparse.Namespace, explainer: Explainer) -> tuple[str, Callable[[str], Latencies]]:
+    """What is looked for, and how it is found in a guest."""
+    tasks = explainer.tasks
     if args.begin is not None:
         return (
             f"times from {args.begin} to {args.end}",
-            lambda tasks: tasks.between(tasks.rows_named(args.begin), tasks.rows_named(args.end)),
+            lambda guest: tasks(guest).between(tasks(guest).rows_named(args.begin), tasks(guest).rows_named(args.end)),
         )
+    if args.interrupts:
+        return "interrupts", explainer.interrupts
     if args.timers:
-        return "timers", lambda tasks: tasks.timers()
-    return "wakeups", lambda tasks: tasks.wakeups()
+        return "timers", lambda guest: tasks(guest).timers()
+    return "wakeups", lambda guest: tasks(guest).wakeups()
 
 
 def _intervals(args: argparse.Namespace, explainer: Explainer) -> Found:
