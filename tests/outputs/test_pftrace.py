@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb2
 
 from counterpoint.errors import BadFileError, UsageError
-from counterpoint.outputs import pftrace
+from counterpoint.outputs import pfkernel, pftrace
 from counterpoint.outputs.pftrace import MAX_TEXT_BYTES, OPEN_END, Addresses, PerfettoWriter, clean
 from outputs import trace_processor
 
@@ -91,8 +91,9 @@ def test_field_numbers_are_those_of_the_published_messages():
 
     homes = {"_Attribute": pb2.TraceAttributes.Attribute, "_Interned": pb2.EventName}
     checked = 0
-    for name, constants in inspect.getmembers(pftrace, inspect.isclass):
-        if constants.__module__ == pftrace.__name__ and name.startswith("_"):
+    classes = [pair for module in (pftrace, pfkernel) for pair in inspect.getmembers(module, inspect.isclass)]
+    for name, constants in classes:
+        if constants.__module__ in (pftrace.__name__, pfkernel.__name__) and name.startswith("_"):
             message = homes.get(name) or getattr(pb2, name[1:])
             for field, value in vars(constants).items():
                 if field.isupper():

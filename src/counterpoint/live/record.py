@@ -335,6 +335,9 @@ class _Recorder:
                         found.notes,
                     )
                 )  # fmt: skip
+                if found.line is not None:
+                    self.folder.content["machines"][guest.name] = {"trace_clock": found.line}
+                    self.folder.content.setdefault("k", {})[guest.name] = [found.line["base"]] * 2
         self.notes += self.look.notes
         reason = self.ending.reason or "unknown"
         self.folder.content.update(

@@ -1,275 +1,77 @@
-"""The timeline as a Perfetto trace: a process per machine, in tree order.
+"""The timeline as a Perfetto trace: a group of tracks per machine, in tree order, beside the scheduler's own views.
 
-Host: a track per CPU with the running task as slices, a track per vCPU thread with its run windows. Guests: a track per
-CPU with the running task. All other events are instants with their fields, on a track beside their CPU's.
+In a guest's group each of its vCPUs has a track of what it was doing at every instant, and a counter of its exits; the
+scheduler's events are in Perfetto's own packets; all others are instants with their fields, on a track of their CPU.
+Arrows lead from an interrupt's injection to the first event of its handler. docs/perfetto.md tells it to users.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from counterpoint.clocks.counter import I64, Bools
 from counterpoint.clocks.rate import Rate
-from counterpoint.outputs.pftrace import Addresses, Annotations, Names, PerfettoWriter, Values
-from counterpoint.outputs.report import width_ns
-from counterpoint.proof.matching import ThreadPool
-from counterpoint.proof.windows import WindowKind
-from counterpoint.timeline.details import vcpus_by_thread
+from counterpoint.outputs.perfetto_events import write_instants
+from counterpoint.outputs.perfetto_facts import describe, facts_of
+from counterpoint.outputs.perfetto_flows import find_flows
+from counterpoint.outputs.perfetto_lanes import Lane
+from counterpoint.outputs.perfetto_sched import write_sched
+from counterpoint.outputs.perfetto_vcpus import VcpuTracks
+from counterpoint.outputs.pftrace import PerfettoWriter
 from counterpoint.timeline.merge import Machine
 from counterpoint.timeline.sync import SyncResult
-from counterpoint.traces.columns import EventBatch
-from counterpoint.traces.formats import EventFormat, Field
-
-BLOCK = 1 << 18
-"""Instants written at once: bounds the memory of their columns."""
-
-MAX_ANNOTATIONS = 64
-"""Fields of one event that are shown."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Lane:
-    """A machine on the trace: its stamps in ns i64[n], and the rows still to be shown as instants bool[n]."""
-
-    machine: Machine
-    process: int
-    ts_ns: I64
-    as_instant: Bools
 
 
 def write_perfetto(result: SyncResult, path: Path, *, overwrite: bool) -> None:
     """Write the timeline of ``result`` to ``path``; UsageError where it exists and ``overwrite`` is False."""
-    timeline = result.timeline
-    rate = timeline.rate or Rate.ns()
+    rate = result.timeline.rate or Rate.ns()
     # Perfetto's stamps are signed: a counter past 2**63 is shown from the first event on
-    ns = timeline.ts_ns
+    ns = result.timeline.ts_ns
     shift = int(ns[0]) if len(ns) and int(ns.min()) < 0 else 0
     with PerfettoWriter(path, overwrite=overwrite) as trace:
+        lanes: dict[str, Lane] = {}
+        for machine in _shown(result):
+            group = trace.track(_label(result, machine, len(lanes)), description=describe(result, machine))
+            stamps = np.maximum(rate.array_to_ns(machine.host_stamp) - shift, 0)
+            lanes[machine.name] = Lane(machine, group, stamps, machine.placed.copy())
         begin = max(int(ns[0]) - shift, 0) if len(ns) else 0
-        trace.facts("Counterpoint: proof", _facts(result), begin, description="how the clocks were related")
-        children: dict[str | None, list[Machine]] = {}
-        for machine in timeline.machines:
-            children.setdefault(machine.parent, []).append(machine)
-        lanes = []
-        for machine in _tree(children, None):
-            if not machine.placed.any() and any(h.name == machine.name for h in result.hosts):
-                continue
-            role = "host" if machine.parent is None else f"guest of {machine.parent}"
-            label = machine.name if machine.name == role else f"{machine.name} ({role})"
-            process = trace.process(label, description=_describe(result, machine))
-            stamps = rate.array_to_ns(machine.host_stamp) - shift
-            lanes.append(_Lane(machine, process, np.maximum(stamps, 0), machine.placed.copy()))
-        pools: dict[str, ThreadPool] = {}
-        for lane in lanes:
-            _tasks(trace, lane)
-            further = next((h.name for h in result.hosts if h.name == lane.machine.name), None)
-            if further or any(g.parent == lane.machine.name for g in result.guests):
-                pools[lane.machine.name] = ThreadPool(lane.machine.recording)
-                _windows(trace, lane, pools[lane.machine.name], result)
-            _instants(trace, lane)
+        trace.facts(
+            "Counterpoint: proof",
+            facts_of(result),
+            begin,
+            parent=next(iter(lanes.values())).group if lanes else None,
+            description="how the clocks were related",
+        )
+        find_flows(result, lanes)
+        vcpus = VcpuTracks(trace, result, lanes, shift)
+        for lane in lanes.values():
+            write_sched(trace, lane)
+        for lane in lanes.values():
+            vcpus.write(lane)
+        for lane in lanes.values():
+            write_instants(trace, lane)
 
 
-def _tree(children: dict[str | None, list[Machine]], parent: str | None) -> Iterator[Machine]:
-    for machine in children.get(parent, []):
-        yield machine
-        yield from _tree(children, machine.name)
+def _shown(result: SyncResult) -> Iterator[Machine]:
+    """The machines in tree order; not a further host that nothing relates to the first."""
+    children: dict[str | None, list[Machine]] = {}
+    for machine in result.timeline.machines:
+        children.setdefault(machine.parent, []).append(machine)
+
+    def tree(parent: str | None) -> Iterator[Machine]:
+        for machine in children.get(parent, []):
+            yield machine
+            yield from tree(machine.name)
+
+    hosts = {h.name for h in result.hosts}
+    return (m for m in tree(None) if m.placed.any() or m.name not in hosts)
 
 
-def _facts(result: SyncResult) -> dict[str, int | bool | str]:
-    out: dict[str, int | bool | str] = {"sound": result.is_sound, "host_clock": result.host.clock}
-    timeline = result.timeline
-    out["timestamps"] = f"ns by {timeline.rate.source}" if timeline.rate else "ticks of the host's counter"
-    if timeline.unplaced:
-        out["events_left_out"] = timeline.unplaced
-    for host in result.hosts:
-        if host.join is not None:
-            interval = f"[{host.join.earliest}, {'open' if host.join.latest is None else host.join.latest}]"
-            out[f"{host.name}/join"] = f"{host.join.at} is {host.join.stamp} in {interval} by {host.join.source}"
-            out[f"{host.name}/assumption"] = host.join.assumption
-    for guest in result.guests:
-        for vcpu in guest.vcpus:
-            for index, epoch in enumerate(vcpu.epochs):
-                key = f"{guest.name}/cpu{vcpu.guest_cpu}/epoch{index}"
-                out[f"{key}/verdict"] = epoch.verdict.value
-                out[f"{key}/offset"] = f"{epoch.offset} {guest.recording.unit} by {epoch.source or 'nobody'}"
-                out[f"{key}/feasible"] = str(list(epoch.feasible) if epoch.feasible else None)
-                out[f"{key}/bound_ns"] = str(width_ns(epoch, result.rate_on(epoch.host)))
-                out[f"{key}/events"] = f"{epoch.inside} inside, {epoch.violations} outside, {epoch.unknown} unknown"
-                for side, witness in (("low", epoch.low), ("high", epoch.high)):
-                    if witness is not None:
-                        out[f"{key}/witness_{side}"] = (
-                            f"{witness.guest_event} at guest stamp {witness.guest_stamp} in host window"
-                            f" [{witness.host_from}, {witness.host_to}]"
-                        )
-    return out
-
-
-def _describe(result: SyncResult, machine: Machine) -> str:
-    for guest in result.guests:
-        if guest.name == machine.name:
-            return "; ".join(
-                f"cpu {v.guest_cpu}: {v.verdict.value}, thread {v.host_tid} of {guest.parent}" for v in guest.vcpus
-            )
-    for host in result.hosts:
-        if host.name == machine.name and host.join is not None:
-            return f"clock {machine.recording.clock}; put beside {result.host_name} by {host.join.source}"
-    return f"clock {machine.recording.clock}; all stamps are this machine's"
-
-
-def _by_cpu(lane: _Lane) -> dict[int, list[int]]:
-    """Stream numbers by CPU, those with events on the timeline."""
-    out: dict[int, list[int]] = {}
-    for index, stream in enumerate(lane.machine.recording.streams):
-        if lane.machine.placed[stream.first : stream.last].any():
-            out.setdefault(stream.cpu, []).append(index)
-    return dict(sorted(out.items()))
-
-
-def _tasks(trace: PerfettoWriter, lane: _Lane) -> None:
-    """A track per CPU, with the running task by sched_switch; a CPU without them has no such track."""
-    recording = lane.machine.recording
-    event = recording.format_named("sched", "sched_switch")
-    if event is None:
-        return
-    switches = recording.rows(event)
-    switches = switches[lane.machine.placed[switches]]
-    if not len(switches) or any(
-        (f := event.field(name)) is None or f.kind != "int" for name in ("prev_pid", "next_pid")
-    ):
-        return
-    comms = _comms(lane, event, switches)
-    lost = np.zeros(len(recording) + 1, np.bool_)
-    lost[recording.losses.row] = True
-    for cpu, streams in _by_cpu(lane).items():
-        for number in streams:
-            stream = recording.streams[number]
-            rows = switches[(switches >= stream.first) & (switches < stream.last)]
-            if not len(rows):
-                continue
-            track = trace.track(f"CPU {cpu}", lane.process)
-            # between two losses, or the ends of the stream, the running task is known throughout
-            cuts = [
-                stream.first,
-                *(stream.first + 1 + np.flatnonzero(lost[stream.first + 1 : stream.last])).tolist(),
-            ]
-            parts = [
-                _running(lane, event, rows, first, last)
-                for first, last in zip(cuts, [*cuts[1:], stream.last], strict=True)
-            ]
-            begin, end, pid = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-            busy = pid != 0
-            pids, index = np.unique(pid[busy], return_inverse=True)
-            names: Names = [f"{comms.get(p) or recording.comm(p)} [{p}]" for p in pids.tolist()]
-            trace.slices(
-                track,
-                begin[busy],
-                end[busy],
-                index,
-                names,
-                [("tid", pid[busy].astype(np.int64))],
-                category="sched",
-            )
-            lane.as_instant[rows] = False
-            break
-
-
-def _running(lane: _Lane, event: EventFormat, switches: I64, first: int, last: int) -> tuple[I64, I64, I64]:
-    """Slices (begin, end, pid) of rows first..last of one stream, where no event was lost."""
-    recording = lane.machine.recording
-    rows = switches[(switches >= first) & (switches < last)]
-    if not len(rows):
-        none = np.zeros(0, np.int64)
-        return none, none, none
-    edges = np.concatenate([[first], rows, [last - 1]])
-    stamps = np.maximum.accumulate(lane.ts_ns[edges])
-    prev = recording.column(event, "prev_pid", rows[:1]).astype(np.int64)
-    following = recording.column(event, "next_pid", rows).astype(np.int64)
-    return stamps[:-1], stamps[1:], np.concatenate([prev, following])
-
-
-def _comms(lane: _Lane, event: EventFormat, rows: I64) -> dict[int, str]:
-    """Command names by pid, as the switches to them say."""
-    field = event.field("next_comm")
-    if field is None or field.kind != "string":
-        return {}
-    recording = lane.machine.recording
-    pids, at = np.unique(recording.column(event, "next_pid", rows), return_index=True)
-    return dict(zip(pids.tolist(), recording.batch(event, rows[at]).text("next_comm"), strict=True))
-
-
-def _windows(trace: PerfettoWriter, lane: _Lane, pool: ThreadPool, result: SyncResult) -> None:
-    """A track per vCPU thread: a slice for each run window, with the fields of the exit that ended it."""
-    recording = lane.machine.recording
-    runs = {tid: f"{guest} cpu {cpu}" for tid, (guest, cpu) in vcpus_by_thread(result, lane.machine.name).items()}
-    event = recording.format_named("kvm", "kvm_exit")
-    for tid in pool.tids:
-        windows = pool.activity.windows(tid)
-        shown = windows.is_run & (windows.entry_row >= 0) & (windows.exit_row >= 0)
-        # a window cut at a loss shares its rows with its other part: show it once
-        entry, at = np.unique(windows.entry_row[shown], return_index=True)
-        leave = windows.exit_row[shown][at]
-        placed = lane.machine.placed[entry] & lane.machine.placed[leave]
-        entry, leave = entry[placed], leave[placed]
-        if not len(entry):
-            continue
-        name = f"thread {tid}: {runs.get(tid, 'another VM')}"
-        if windows.kind is WindowKind.SCHED_SWITCH:
-            continue  # the CPUs' tracks show when threads ran
-        track = trace.track(name, lane.process, description="in guest mode from kvm_entry to kvm_exit")
-        begin = lane.ts_ns[entry]
-        fields = _annotations(lane, event, leave) if event is not None else []
-        trace.slices(
-            track, begin, np.maximum(lane.ts_ns[leave], begin), np.zeros(len(entry), np.int64), ["guest mode"], fields,
-            category="kvm",
-        )  # fmt: skip
-        lane.as_instant[entry] = lane.as_instant[leave] = False
-
-
-def _instants(trace: PerfettoWriter, lane: _Lane) -> None:
-    """All events not shown yet, kind by kind, each on its CPU's track of events."""
-    recording = lane.machine.recording
-    track_of = np.zeros(len(recording.streams), np.int64)
-    for cpu, streams in _by_cpu(lane).items():
-        if any(lane.as_instant[recording.streams[n].first : recording.streams[n].last].any() for n in streams):
-            track_of[streams] = trace.track(f"CPU {cpu} events", lane.process)
-    for event_id in recording.counts_by_id():
-        rows = recording.rows(event_id)
-        rows = rows[lane.as_instant[rows]]
-        event = recording.formats.get(event_id)
-        system = event.system if event else ""
-        for at in range(0, len(rows), BLOCK):
-            block = rows[at : at + BLOCK]
-            fields = _annotations(lane, event, block) if event else []
-            pids, index = np.unique(recording.pid[block], return_inverse=True)
-            tasks: Names = [f"{recording.comm(p)} [{p}]" for p in pids.tolist()]
-            trace.instants(
-                track_of[recording.stream_of[block]],
-                lane.ts_ns[block],
-                np.zeros(len(block), np.int64),
-                [recording.event_name(event_id)],
-                [("task", (tasks, index)), *fields],
-                category=system,
-            )
-
-
-def _annotations(lane: _Lane, event: EventFormat, rows: I64) -> Annotations:
-    """The event's own fields as annotation columns."""
-    batch = lane.machine.recording.batch(event, rows)
-    return [(field.name, _values(batch, field)) for field in event.fields[:MAX_ANNOTATIONS] if field.name]
-
-
-def _values(batch: EventBatch, field: Field) -> Values:
-
-    if field.kind == "int" and not field.dynamic:
-        column = batch.ints_array(field.name)
-        if column.dtype == np.uint64 and ("*" in field.declaration or bool((column >> np.uint64(63)).any())):
-            return Addresses(column.astype(np.uint64, copy=False))
-        return column
-    texts = batch.text(field.name) if field.kind == "string" else list(map(str, batch.array(field.name)))
-    distinct: dict[str, int] = {}
-    index = np.array([distinct.setdefault(text, len(distinct)) for text in texts], np.int64)
-    return list(distinct), index
+def _label(result: SyncResult, machine: Machine, number: int) -> str:
+    """A name that says whose machine it is. Groups at the top are shown by name: numbers keep them in tree order."""
+    digits = len(str(max(len(result.timeline.machines) - 1, 0)))
+    role = "host" if machine.parent is None else f"guest of {machine.parent}"
+    named = machine.name if machine.name == role else f"{machine.name} ({role})"
+    return f"machine {number:0{digits}}: {named}"

@@ -60,7 +60,36 @@ class Addresses:
     column: NDArray[np.unsignedinteger[Any]]
 
 
-Values = NDArray[Any] | tuple[Names, NDArray[np.integer[Any]]] | Addresses
+@dataclass(frozen=True)
+class Interned:
+    """Texts by their numbers, which ``PerfettoWriter.intern`` gave."""
+
+    column: NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True)
+class Flows:
+    """Arrows that begin, or end, at the events of a call: a column of their numbers, one per row."""
+
+    ids: NDArray[np.integer[Any]]
+    field: int
+
+    @classmethod
+    def begins(cls, ids: NDArray[np.integer[Any]]) -> Flows:
+        """At each event an arrow begins."""
+        return cls(ids, _TrackEvent.FLOW_IDS)
+
+    @classmethod
+    def ends(cls, ids: NDArray[np.integer[Any]]) -> Flows:
+        """At each event an arrow ends, which has begun at an event that is not later."""
+        return cls(ids, _TrackEvent.TERMINATING_FLOW_IDS)
+
+    def part(self, rows: slice) -> Flows:
+        """Those of some rows."""
+        return Flows(self.ids[rows], self.field)
+
+
+Values = NDArray[Any] | tuple[Names, NDArray[np.integer[Any]]] | Addresses | Interned
 """Values of an annotation, one per row: a column of int (of any size and sign), bool or float; distinct texts
 and an index into them; or addresses. Rows that a ``numpy.ma`` array masks have no such annotation."""
 Annotations = Sequence[tuple[Text, Values]]
@@ -78,6 +107,7 @@ class _TracePacket:
     SEQUENCE_FLAGS = 13
     TRACK_DESCRIPTOR = 60
     FIRST_PACKET_ON_SEQUENCE = 87
+    MACHINE_ID = 98
     TRACE_ATTRIBUTES = 126
 
     SEQ_INCREMENTAL_STATE_CLEARED = 1
@@ -118,6 +148,8 @@ class _TrackEvent:
     NAME_IID = 10
     TRACK_UUID = 11
     COUNTER_VALUE = 30
+    FLOW_IDS = 47
+    TERMINATING_FLOW_IDS = 48
 
     TYPE_SLICE_BEGIN = 1
     TYPE_SLICE_END = 2
@@ -209,6 +241,7 @@ class PerfettoWriter:
         self._closed = False
         self._uuids = 0
         self._pids = 0
+        self._machines = 0
         self._children: dict[int, int] = {}
         self._interned: dict[int, dict[bytes, int]] = {}
         try:
@@ -337,6 +370,31 @@ class PerfettoWriter:
         ends = _event(_TrackEvent.TYPE_SLICE_END, self._known(track))
         self._write(_packet(begin, begins), when(ended, _packet(end, ends)))
 
+    def slice_ends(self, track: int, end_ns: NDArray[np.integer[Any]]) -> None:
+        """Add the ends (n,) of slices whose begins are added after it, kind by kind, with ``slice_begins``.
+
+        So slices of several kinds, with annotations of their own, can be on one track. They all have a length, nest
+        without crossing, and outer ones are added before inner ones. That is the right order for a reader that sorts
+        stably by time: at one stamp ends stand before begins, and begins outer first.
+        """
+        self._write(_packet(_stamps(end_ns, "end_ns"), _event(_TrackEvent.TYPE_SLICE_END, self._known(track))))
+
+    def slice_begins(
+        self,
+        track: int,
+        begin_ns: NDArray[np.integer[Any]],
+        name_index: NDArray[np.integer[Any]],
+        names: Names,
+        annotations: Annotations = (),
+        *,
+        category: Text = "",
+    ) -> None:
+        """Add the begins (n,) of slices whose ends have been added with ``slice_ends``."""
+        stamps = _stamps(begin_ns, "begin_ns")
+        _check_rows(stamps, name_index)
+        begins = self._named(_TrackEvent.TYPE_SLICE_BEGIN, track, name_index, names, annotations, category)
+        self._write(_packet(stamps, begins))
+
     def instants(
         self,
         track: int | NDArray[np.integer[Any]],
@@ -346,11 +404,12 @@ class PerfettoWriter:
         annotations: Annotations = (),
         *,
         category: Text = "",
+        flows: Flows | None = None,
     ) -> None:
         """Add instants (n,) to one track, or each to its own (a column of tracks), in any order of time."""
         stamps = _stamps(ts_ns, "ts_ns")
         _check_rows(stamps, name_index)
-        event = self._named(_TrackEvent.TYPE_INSTANT, track, name_index, names, annotations, category)
+        event = self._named(_TrackEvent.TYPE_INSTANT, track, name_index, names, annotations, category, flows)
         self._write(_packet(stamps, event))
 
     def counter(self, track: int, ts_ns: NDArray[np.integer[Any]], values: NDArray[np.integer[Any]]) -> None:
@@ -360,7 +419,15 @@ class PerfettoWriter:
         event = _event(_TrackEvent.TYPE_COUNTER, self._known(track), integer(_TrackEvent.COUNTER_VALUE, values))
         self._write(_packet(stamps, event))
 
-    def facts(self, title: Text, facts: Mapping[str, int | bool | str], ts_ns: int, *, description: Text = "") -> int:
+    def facts(
+        self,
+        title: Text,
+        facts: Mapping[str, int | bool | str],
+        ts_ns: int,
+        *,
+        parent: int | None = None,
+        description: Text = "",
+    ) -> int:
         """Add what holds for the whole trace, such as the proof of its clocks; return the track it is on.
 
         It is written twice. As an instant at ``ts_ns`` (take the begin of the timeline) on a track of its
@@ -370,7 +437,7 @@ class PerfettoWriter:
         metadata has fixed fields, a trace config would claim a recording that did not happen, and the state
         of the UI is not shown.
         """
-        track = self.track(title, order=-1, description=description)
+        track = self.track(title, parent, order=-1, description=description)
         annotations: list[tuple[Text, Values]] = []
         attributes: list[Part] = []
         for key, fact in facts.items():
@@ -388,6 +455,31 @@ class PerfettoWriter:
         self._write(_bare_packet(message(_TracePacket.TRACE_ATTRIBUTES, *attributes)))
         self.instants(track, np.array([ts_ns]), np.zeros(1, np.int64), [title], annotations)
         return track
+
+    def intern(self, texts: Iterable[Text]) -> NDArray[np.uint64]:
+        """The numbers of these texts, for annotations: to be taken by an index, as ``Interned``."""
+        return self._intern(_InternedData.DEBUG_ANNOTATION_STRING_VALUES, texts)
+
+    # -- packets of other kinds
+
+    def machine(self) -> int:
+        """A number for a machine, whose packets a reader keeps apart; the first, 0, is the trace's own."""
+        self._machines += 1
+        return self._machines - 1
+
+    def packet(self, machine: int, *parts: Part) -> None:
+        """Add a packet of these fields, which needs no state of a sequence."""
+        self._write(message(_Trace.PACKET, *self._of_machine(machine), *parts))
+
+    def rows_in_packets(self, machine: int, field: int, head: Sequence[Part], row: Part) -> None:
+        """Add packets with one message ``field`` each, which holds ``head`` and then a block of rows."""
+        for block in protorows.encode(row):
+            body = [*head, protorows.constant(block.tobytes())]
+            self.packet(machine, message(field, *body))
+
+    def _of_machine(self, machine: int) -> list[Part]:
+        sequence = integer(_TracePacket.TRUSTED_PACKET_SEQUENCE_ID, _SEQUENCE_ID + 1 + machine)
+        return [sequence, *([integer(_TracePacket.MACHINE_ID, machine)] if machine else [])]
 
     # -- inside
 
@@ -446,6 +538,7 @@ class PerfettoWriter:
         names: Names,
         annotations: Annotations,
         category: Text,
+        flows: Flows | None = None,
     ) -> Part:
         """A track event with a name, annotations and a category; the interned data it needs is written."""
         if not isinstance(track, np.ndarray):
@@ -460,17 +553,22 @@ class PerfettoWriter:
         iids = self._intern(_InternedData.DEBUG_ANNOTATION_NAMES, [name for name, _ in annotations])
         for iid, (_, values) in zip(iids, annotations, strict=True):
             parts.append(self._annotation(int(iid), values))
+        if flows is not None:
+            parts.append(fixed64(flows.field, _integers(flows.ids, "flows")))
         return _event(kind, track, *parts)
 
     def _annotation(self, name_iid: int, values: Values) -> Part:
+        value: Part
         texts: Names | None = None
+        if isinstance(values, Interned):
+            value = integer(_DebugAnnotation.STRING_VALUE_IID, values.column)
+            return message(_TrackEvent.DEBUG_ANNOTATIONS, integer(_DebugAnnotation.NAME_IID, name_iid), value)
         if isinstance(values, tuple):
             texts, column = values
         else:
             column = values.column if isinstance(values, Addresses) else values
         absent = np.ma.getmaskarray(column) if np.ma.is_masked(column) else None
         column = np.ma.getdata(column) if absent is None else np.ma.filled(column, 0)
-        value: Part
         if texts is not None:
             strings = _InternedData.DEBUG_ANNOTATION_STRING_VALUES
             if absent is not None and not texts:
@@ -573,7 +671,7 @@ def _check_rows(*columns: NDArray[Any]) -> None:
 def _reordered(values: Values, order: NDArray[np.int64]) -> Values:
     if isinstance(values, tuple):
         return values[0], values[1][order]
-    return Addresses(values.column[order]) if isinstance(values, Addresses) else values[order]
+    return type(values)(values.column[order]) if isinstance(values, Addresses | Interned) else values[order]
 
 
 def _nesting_order(begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64] | None:

@@ -17,7 +17,7 @@ The rows stay in order either way.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +27,9 @@ BLOCK_ROWS: Final = 16384
 """Rows encoded at a time: few enough that a block of ordinary rows stays in the processor's cache."""
 BLOCK_BYTES: Final = 4 << 20
 """Bytes a block may take with every row at its widest; a block above it is split, down to a single row."""
+
+TABLE_BYTES: Final = 1 << 20
+"""Pieces to choose from are laid out once for all blocks if they take no more than that."""
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
@@ -41,17 +44,22 @@ _VARINT_BYTES = 10
 _U64 = 1 << 64
 
 
-def varint(value: int) -> bytes:
-    """One integer from -2**63 to 2**64 - 1 as a varint; a negative one takes ten bytes."""
+def varint(value: int, length: int = 1) -> bytes:
+    """One integer from -2**63 to 2**64 - 1 as a varint of at least ``length`` bytes; a negative one takes ten."""
     if not -(_U64 >> 1) <= value < _U64:
         raise ValueError(f"{value} does not fit into 64 bits")
     value %= _U64
     out = bytearray()
-    while value > 0x7F:
+    while value > 0x7F or len(out) < length - 1:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def delimited(number: int, data: bytes) -> bytes:
+    """A string, bytes or message field."""
+    return _tag(number, _DELIMITED) + varint(len(data)) + data
 
 
 def _kind(values: NDArray[Any]) -> str:
@@ -125,19 +133,21 @@ class _WordCell(_Cell):
                     done += size
 
 
-class _TextCell(_Cell):
-    """A text a row, cut from the joined bytes of the distinct ones."""
+class _ChosenCell(_Cell):
+    """One of some byte strings a row: its line of a table in which they are filled up to the widest."""
 
-    __slots__ = ("blob", "starts")
+    __slots__ = ("index", "table")
 
-    def __init__(self, width: int, length: Lengths, blob: Bytes, starts: NDArray[np.int64]) -> None:
+    def __init__(self, width: int, length: Lengths, table: Callable[[], Bytes], index: NDArray[Any]) -> None:
         super().__init__(width, length)
-        self.blob = blob
-        self.starts = starts
+        self.table = table
+        self.index = index
 
     def put(self, out: Bytes, column: int) -> None:
-        places = self.starts[:, None] + np.arange(self.width)
-        out[:, column : column + self.width] = self.blob.take(places, mode="clip")
+        rows, pitch = out.shape
+        line = np.dtype(f"V{self.width}")
+        lines = np.ndarray(rows, line, buffer=out, offset=column, strides=(pitch,))
+        lines[:] = self.table()[:, : self.width].copy().view(line)[:, 0][self.index]
 
 
 _SPREAD = [
@@ -241,30 +251,40 @@ class _Fixed64(Part):
         return [_SameCell(self.tag), _WordCell(8, 8, [little.view("<u8")])]
 
 
-class _Text(Part):
-    __slots__ = ("blob", "index", "lengths", "starts", "tag")
+class _Chosen(Part):
+    __slots__ = ("index", "lengths", "pieces", "table")
 
-    def __init__(self, field: int, texts: Sequence[bytes], index: NDArray[np.integer[Any]]) -> None:
+    def __init__(self, pieces: Sequence[bytes], index: NDArray[np.integer[Any]]) -> None:
         if index.ndim != 1 or index.dtype.kind not in "iu":
-            raise ValueError(f"the index of a text column is a vector of integers, not {_kind(index)}")
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(texts):
-            raise ValueError(f"the index of a text column leaves its {len(texts)} texts")
+            raise ValueError(f"the index of a column of bytes is a vector of integers, not {_kind(index)}")
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(pieces):
+            raise ValueError(f"the index of a column of bytes leaves its {len(pieces)} pieces")
         super().__init__(len(index))
-        self.tag = _tag(field, _DELIMITED)
         self.index = index
-        self.lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        self.blob = np.frombuffer(b"".join(texts) or b"\0", np.uint8)
+        self.pieces = pieces
+        self.lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        self.table: Bytes | None = None
+        if len(pieces) * int(self.lengths.max(initial=0)) <= TABLE_BYTES:
+            self.table = _table(pieces, int(self.lengths.max(initial=0)))
 
     def lay(self, rows: slice) -> list[_Cell]:
         index = self.index[rows]
         lengths = self.lengths[index]
         width = int(lengths.max())
-        cells = [_SameCell(self.tag), _varint_cell(lengths)]
-        if width:
-            all_same = int(lengths.min()) == width
-            cells.append(_TextCell(width, width if all_same else lengths, self.blob, self.starts[index]))
-        return cells
+        if not width:
+            return []
+        length = width if int(lengths.min()) == width else lengths
+        table = self.table
+        if table is not None:
+            return [_ChosenCell(width, length, lambda: table, index)]
+        used, index = np.unique(index, return_inverse=True)
+        # made when the block is known to be small enough
+        return [_ChosenCell(width, length, lambda: _table([self.pieces[i] for i in used.tolist()], width), index)]
+
+
+def _table(pieces: Sequence[bytes], width: int) -> Bytes:
+    joined = b"".join(piece.ljust(width, b"\0") for piece in pieces)
+    return np.frombuffer(joined, np.uint8).reshape(len(pieces), width)
 
 
 class _Message(Part):
@@ -326,6 +346,11 @@ def integer(field: int, value: int | Integers) -> Part:
     return _Varint(field, value)
 
 
+def chosen(pieces: Sequence[bytes], index: NDArray[np.integer[Any]]) -> Part:
+    """Of these pieces, which are fields that were encoded before, the one that ``index`` (rows,) says."""
+    return _Chosen(pieces, index)
+
+
 def fixed64(field: int, values: NDArray[Any]) -> Part:
     """A fixed64, sfixed64 or double field, from a column of uint64, int64 or float64."""
     return _Fixed64(field, values)
@@ -334,8 +359,9 @@ def fixed64(field: int, values: NDArray[Any]) -> Part:
 def text(field: int, value: bytes | Sequence[bytes], index: NDArray[np.integer[Any]] | None = None) -> Part:
     """A string or bytes field: one value; or a value per row; or distinct values and an ``index`` (rows,)."""
     if isinstance(value, bytes):
-        return _Same(_tag(field, _DELIMITED) + varint(len(value)) + value)
-    return _Text(field, value, np.arange(len(value)) if index is None else index)
+        return _Same(delimited(field, value))
+    pieces = [delimited(field, one) for one in value]
+    return chosen(pieces, np.arange(len(value)) if index is None else index)
 
 
 def message(field: int, *parts: Part) -> Part:

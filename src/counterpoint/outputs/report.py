@@ -79,6 +79,7 @@ def _recording(name: str, recording: Recording) -> Json:
         "cpus": recording.cpus,
         "events": len(recording),
         "lost_events": recording.losses.total,
+        **({"rounding": list(recording.rounding)} if any(recording.rounding) else {}),
     }
 
 

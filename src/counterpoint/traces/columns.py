@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from counterpoint.clocks.counter import I32, I64
+from counterpoint.clocks.counter import I32, I64, distinct
+from counterpoint.traces.distinct import distinct_bytes
 from counterpoint.traces.formats import EventFormat, Field
 from counterpoint.traces.ring import unaligned
 
@@ -131,25 +132,50 @@ class EventBatch:
         data = self._bytes
         return [data[b : b + n].tobytes() for b, n in zip(begin.tolist(), size.tolist(), strict=True)]
 
+    def distinct_raw(self, field: Field) -> tuple[list[bytes], I64]:
+        """The distinct values of ``raw``, and which of them each record has i64[n]."""
+        begin, size = self._spans(field)
+        index = np.zeros(len(self), np.int64)
+        out: list[bytes] = []
+        for one in distinct(size)[0].tolist():
+            rows = np.flatnonzero(size == one)
+            if not one:
+                index[rows] = len(out)
+                out.append(b"")
+                continue
+            data = unaligned(self._data, f"V{one}")[begin[rows]].view(np.uint8).reshape(len(rows), one)
+            first, number = distinct_bytes(data)
+            index[rows] = number + len(out)
+            out += [data[at].tobytes() for at in first.tolist()]
+        return out, index
+
+    def distinct_text(self, field: Field) -> tuple[list[str], I64]:
+        """Texts up to their first NUL, and which of them each record has i64[n]; two of them may be equal."""
+        raws, index = self.distinct_raw(field)
+        return list(map(_until_nul, raws)), index
+
+    def distinct_elements(self, field: Field) -> tuple[list[list[int]], I64]:
+        """The elements of an array field, likewise."""
+        raws, index = self.distinct_raw(field)
+        return [self._numbers(field, raw) for raw in raws], index
+
     def text(self, name: str) -> list[str]:
         """A string field up to its first NUL."""
-        memo: dict[bytes, str] = {}
-        out = []
-        for raw in self.raw(name):
-            text = memo.get(raw)
-            if text is None:
-                text = memo[raw] = _until_nul(raw)
-            out.append(text)
-        return out
+        texts, index = self.distinct_text(self._field(name))
+        return [texts[i] for i in index.tolist()]
 
     def array(self, name: str) -> list[list[int]]:
         """The elements of an array field; bytes where the element's size is not known."""
         return self._elements(self._field(name))
 
     def _elements(self, field: Field) -> list[list[int]]:
+        return [self._numbers(field, raw) for raw in self._raw(field)]
+
+    def _numbers(self, field: Field, raw: bytes) -> list[int]:
         size = element_size(field)
         code = f"{'>' if self._big_endian else '<'}{'i' if field.signed else 'u'}{size}"
-        return [np.frombuffer(raw[: len(raw) // size * size], code).tolist() for raw in self._raw(field)]
+        numbers: list[int] = np.frombuffer(raw[: len(raw) // size * size], code).tolist()
+        return numbers
 
 
 def _until_nul(raw: bytes) -> str:

@@ -53,7 +53,9 @@ class Contents:
     ``stamp`` u64[n], of ``clock``; ``offset`` i64[n] and ``length`` i32[n]: the payloads within ``data`` u8.
     ``streams`` hold all rows, in order. ``format_texts``: (system, format text) of every event. ``cpus``: those of the
     machine. ``sub_buffer_first_row`` i64: where a ring buffer's sub-buffers begin, if there are any. ``comms``,
-    ``kallsyms`` and ``printk`` are asked when they are needed. ``warnings`` may grow while they are.
+    ``kallsyms`` and ``printk`` are asked when they are needed. ``warnings`` may grow while they are. ``rounding``: by
+    how many units a true stamp may lie before and after the one that was written down. ``has_fields``: an event's
+    fields are all there, and not only those that could be read of how it was printed.
     """
 
     path: str
@@ -76,4 +78,6 @@ class Contents:
     kallsyms: Callable[[], bytes] = bytes
     printk: Callable[[], bytes] = bytes
     container: Container | None = None
+    rounding: tuple[int, int] = (0, 0)
+    has_fields: bool = True
     sub_buffer_size: int = 4096

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from counterpoint.dat_layout import MAGIC
 from counterpoint.errors import BadFileError
-from counterpoint.traces import ctf, dat, perf
+from counterpoint.traces import ctf, dat, perf, text
 from counterpoint.traces.contents import Contents
 
 HEAD = 4096
@@ -29,6 +29,7 @@ FORMATS = (
     Format("trace.dat", lambda _, head: head.startswith(MAGIC), dat.read),
     Format("CTF", lambda path, head: not head and ctf.is_trace(path), ctf.read),
     Format("perf.data", lambda _, head: head.startswith((perf.MAGIC, perf.SWAPPED)), perf.read),
+    Format("ftrace text", text.fits, text.read),
 )
 """Asked in this order. ``info`` calls a recording's format by its name here."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -150,7 +151,26 @@ class Recording:
     @property
     def unit(self) -> str:
         """Unit of the stamps: "ticks" of the counter for ``x86-tsc`` and other raw counters, else "ns"."""
-        return "ticks" if self.clock in ("x86-tsc", "ppc-tb", "counter") else "ns"
+        return "ticks" if self.clock in ("x86-tsc", "ppc-tb", "counter", "unknown counter") else "ns"
+
+    def in_clock(self, clock: str) -> Recording:
+        """The same recording, of whose unnamed clock it is said what it is; UsageError where the file names another."""
+        if self.clock not in ("unknown", "unknown counter", clock):
+            raise UsageError(f"{self.path} says itself that its clock is {self.clock}, and not {clock}")
+        said = Recording(replace(self._contents, clock=clock))
+        if said.unit != self.unit and self.clock != clock:
+            raise UsageError(f"{self.path} has stamps in {self.unit}, and {clock} counts {said.unit}")
+        return said
+
+    @property
+    def rounding(self) -> tuple[int, int]:
+        """By how many units a true stamp may lie before and after ``stamp``: (0, 0) where stamps are whole."""
+        return self._contents.rounding
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether events have all their fields, and not only what could be read of how they were printed."""
+        return self._contents.has_fields
 
     @property
     def cpus(self) -> int:
