@@ -37,6 +37,7 @@ def test_what_is_written_is_read(tmp_path, kernel):
         names = [first.event_name(i) for i in first.event_id.tolist()]
         assert [found.event_name(i) for i in found.event_id.tolist()] == names
         assert found.rounding == ((500, 499) if kernel else (500, 999))
+        assert found.warnings == []
 
 
 @pytest.mark.parametrize(
