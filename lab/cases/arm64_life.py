@@ -11,7 +11,7 @@ AHEAD = 5 * 24_000_000
 
 def _pause(session: Session) -> None:
     guest = session.guests["guest"]
-    time.sleep(3)
+    time.sleep(8)
     session.qmp(guest, "stop")
     time.sleep(1.5)
     session.qmp(guest, "cont")
@@ -26,7 +26,7 @@ def _restore(session: Session) -> None:
 
 def _set_counter(session: Session) -> None:
     guest = session.guests["guest"]
-    time.sleep(3)
+    time.sleep(8)
     session.host.run(f"lab-set-counter /lab/share/counterpoint.pyz {guest.process} {AHEAD}", 120)
     session.lab.say("the guest's counter is set, 5 s ahead")
     time.sleep(3)
