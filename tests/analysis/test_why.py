@@ -140,7 +140,8 @@ AHEAD = 5_000_000
 
 def written(path: Path, events: dict, script: list[str], **options: object) -> Path:
     # a tick of the counter is a nanosecond
-    file = TraceFile(events=list(events.values()), clock="x86-tsc", tsc2nsec=(1 << 31, 31, 0), **options)
+    options = {"tsc2nsec": (1 << 31, 31, 0)} | options
+    file = TraceFile(events=list(events.values()), clock="x86-tsc", **options)
     rows: dict[int, list[tuple[int, bytes]]] = {}
     for line in script:
         cpu, stamp, name, pid, *fields = line.split()
@@ -308,3 +309,16 @@ def test_what_is_asked_wrongly(capsys, arguments, said):
 
     assert main(["why", *files, *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_ticks_of_unknown_length_are_said_to_be_ticks(tmp_path, capsys):
+    host, guest = (
+        written(tmp_path / f"{name}.dat", events, script, tsc2nsec=None, trace_id=n)
+        for n, (name, events, script) in enumerate((("host", HOST, CASE_HOST), ("guest", GUEST, CASE_GUEST)))
+    )
+
+    assert main(["why", str(host), str(guest), "--interval", "0=2100..4000"]) == 1
+    assert "1900 ticks to host stamp 4000" in capsys.readouterr().out
+    assert main(["why", str(host), str(guest), "--interval", "0=2100..4000", "--json"]) == 1
+    one = json.loads(capsys.readouterr().out)["latencies"][0]
+    assert (one["took"], one["took_ns"]) == (1900, None)
