@@ -24,6 +24,7 @@ from counterpoint.commands import main as command
 from counterpoint.dat_layout import Option
 from counterpoint.traces import container as container_module
 from counterpoint.traces.container import open_container
+from counterpoint.traces.dat import Reader
 from counterpoint.traces.recording import Recording
 from helpers import RECORDINGS
 from writers.events import MARK, SCHED_SWITCH, Event, FieldSpec
@@ -125,7 +126,7 @@ class RealFile(TraceFile):
 def real_file(path: Path, version: int, compression: str) -> RealFile:
     """The recording at ``path`` with every page of it; its kernel's symbols are left out."""
     opened = open_container(path)
-    recording = Recording.open(path)
+    reader = Reader(opened)
     pieces = {name: opened.piece(name) for name in Option if name in range(Option.HEADER_INFO, Option.CMDLINES + 1)}
     pieces[Option.KALLSYMS] = struct.pack("<I", 0)
     kept = (Option.TRACEID, Option.TIME_SHIFT, Option.GUEST, Option.UNAME)
@@ -133,7 +134,7 @@ def real_file(path: Path, version: int, compression: str) -> RealFile:
     buffer = opened.buffers[0]
     pages = {}
     for cpu in buffer.cpus:
-        data = recording._cpu_bytes(buffer, cpu).tobytes()
+        data = reader.cpu_bytes(buffer, cpu).tobytes()
         pages[cpu.cpu] = [data[at : at + 4096] for at in range(0, len(data), 4096)]
     extra = {"uname": None, "extra_options": options, "buffers": [Buffer("", None, pages)]}
     return RealFile(version=version, compression=compression, pieces=pieces, **extra)  # type: ignore[arg-type]
@@ -151,7 +152,7 @@ class TestNoRecording:
         path = tmp_path / "t.dat"
         path.write_bytes(content)
 
-        assert f"{path}, byte 0: not a trace.dat file" in run("info", path).check_refusal()
+        assert f"{path}, byte 0: not a recording in any format that is understood" in run("info", path).check_refusal()
 
     @pytest.mark.parametrize(
         ("head", "sentence"),
@@ -182,7 +183,7 @@ class TestNoRecording:
     def test_directory(self, run, tmp_path):
         assert f"{tmp_path}: a capture folder has a capture.json" in run("info", tmp_path).check_refusal()
         host = run("sync", tmp_path, tmp_path / "no.dat").check_refusal()
-        assert f"{tmp_path}: cannot be read: Is a directory" in host
+        assert f"{tmp_path}: not a recording in any format that is understood" in host
 
     def test_missing_file(self, run, tmp_path):
         said = run("info", tmp_path / "no.dat").check_refusal()
@@ -485,6 +486,7 @@ class TestTruncated:
         inside = [cut for cut in boundaries if 0 <= cut < len(data)]
         return sorted({*inside, *(chance.randrange(len(data)) for _ in range(200))})
 
+    @pytest.mark.long
     def test_info(self, run, real, tmp_path):
         data, sections = real
         path = tmp_path / "t.dat"
@@ -657,6 +659,7 @@ class TestHostile:
             else:
                 assert answer.status in (0, 1)
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("kind", "big_endian"), [*((kind, False) for kind in KINDS), ((6, "none"), True), ((7, "none"), True)]
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -84,3 +86,39 @@ def test_fields_go_with_json(capsys):
     assert main(["show", X86[0], "--fields"]) == 2
 
     assert "--fields goes with --json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "holds"),
+    [
+        (["--machine", "guest"], lambda e: e["machine"] == "guest"),
+        (["--cpu", "guest:1"], lambda e: (e["machine"], e["cpu"]) == ("guest", 1)),
+        (["--cpu", "0"], lambda e: e["cpu"] == 0),
+        (["--task", "191"], lambda e: e["tid"] == 191),
+        (["--task", "CPU ?/KVM"], lambda e: e["task"] in ("CPU 0/KVM", "CPU 1/KVM")),
+        (["--event", "kvm:kvm_e*"], lambda e: e["event"].startswith("kvm:kvm_e")),
+        (["--event", "sched_switch", "--machine", "host"], lambda e: e["event"] == "sched:sched_switch"),
+        (["--from", "318000000000", "--to", "319000000000"], lambda e: 318 * 10**9 <= e["host_stamp"] <= 319 * 10**9),
+    ],
+)
+def test_filters_show_what_they_name_and_all_of_it(argv, holds, capsys, everything):
+    found = [json.loads(line) for line in shown(capsys, *X86, *argv, "--json")]
+
+    wanted = [one for one in everything if holds(one) and ("--machine" not in argv or one["machine"] == argv[-1])]
+    assert found == wanted
+    assert 0 < len(found) < len(everything)
+
+
+@pytest.fixture(scope="module")
+def everything():
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["show", *X86, "--json"]) == 0
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("flag", ["--last", "--context"])
+def test_counts_are_counts(flag, capsys):
+    assert main(["show", X86[0], "--around", "0", flag, "-3"]) == 2
+
+    assert f"{flag} -3: a number of events is expected" in capsys.readouterr().err

@@ -21,6 +21,7 @@ class FakeTracer:
         self.page_size = page_size
         self.journal: list[str] = []
         self.asked: tuple[Any, ...] = ()
+        self.more: dict[str, Any] = {}
         self._pages = pages
         self._endless = endless
         self._left: dict[int, bytes] = {}
@@ -35,7 +36,7 @@ class FakeTracer:
         self.journal.append("described")
         return {
             "system": "Linux", "node": "guest", "release": "6", "machine": "x86_64", "cpus": len(self._pages),
-            "clocks": CLOCKS, "max_buffer_kb": 65536,
+            "clocks": CLOCKS, "max_buffer_kb": 65536, **self.more,
         }  # fmt: skip
 
     def begin(self, events: Sequence[str], clock: str, buffer_kb: int) -> int:

@@ -12,6 +12,7 @@ import threading
 import time
 import tracemalloc
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -475,3 +476,40 @@ def test_a_request_that_makes_no_sense_ends_no_recording(recorded):
     assert "ended" in tracer.journal
     talk.end()
     assert tracer.journal[-1] == "closed"
+
+
+ARM64_LINE = {"name": "mono_raw", "mult": 699050667, "shift": 24, "base": -13219025047689989}
+
+
+@pytest.mark.parametrize(
+    ("machine", "said", "expected"),
+    [
+        ("aarch64", ARM64_LINE, {**ARM64_LINE, "source": "the guest's vDSO page"}),
+        ("x86_64", ARM64_LINE, None),
+        ("aarch64", {"name": "mono_raw"}, None),
+        ("aarch64", {**ARM64_LINE, "base": 1 << 100}, None),
+        ("aarch64", {**ARM64_LINE, "base": True}, None),
+        ("aarch64", {**ARM64_LINE, "mult": "699050667"}, None),
+        ("aarch64", {**ARM64_LINE, "shift": 1000}, None),
+        ("aarch64", [1, 2, 3], None),
+    ],
+)
+def test_what_an_arm64_guest_says_of_its_stamps_is_kept_if_it_is_that(tmp_path, recorded, machine, said, expected):
+    _, tracer = recorded
+    tracer.more = {"machine": machine, "mono_raw": said}
+    with tcp_agent(tracer) as url:
+        guest = AgentGuest(url, "guest", SECRET)
+        guest.start(out_folder(tmp_path), replace(WANTED, clock="mono_raw"))
+        assert guest.stop().line == expected
+
+
+def test_an_agent_that_takes_long_to_begin_has_not_been_left_alone_meanwhile(tmp_path, recorded, monkeypatch):
+    _, tracer = recorded
+    monkeypatch.setattr("counterpoint.live.agent.SILENCE_SECONDS", 0.4)
+    begin = tracer.begin
+    monkeypatch.setattr(tracer, "begin", lambda *wanted: (time.sleep(0.6), begin(*wanted))[1])
+
+    with tcp_agent(tracer) as url:
+        found = take(url, out_folder(tmp_path))
+
+    assert found.notes == [] and found.lost == 1

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from counterpoint.live import debugfs, doctor, kvm, offsets, ptp, report, tracef
 from counterpoint.live.inject import status_of
 from counterpoint.live.missing import Missing
 from counterpoint.live.model import ACTIVE, L1, HostOffsets, Reading, VcpuOffsets
+from counterpoint.live.probes import RECIPES
 from counterpoint.live.vms import Vcpu, Vm
 from live.conftest import FULL
 
@@ -425,6 +427,19 @@ def test_doctor_reads_what_kinds_of_dynamic_events_there_are(monkeypatch, tmp_pa
     assert (found.state, found.text) == (doctor.GOOD, "kprobe, fprobe, tracepoint, uprobe, BTF fields")
 
 
+@pytest.mark.parametrize(
+    ("machine", "state", "said"),
+    [("aarch64", doctor.GOOD, "by a register: CNTVOFF, if this host has VHE"), ("x86_64", doctor.INFO, "none that")],
+)
+def test_without_btf_fields_an_arm64_kernel_still_shows_the_offset(tmp_path, monkeypatch, machine, state, said):
+    monkeypatch.setattr(doctor.libc, "MACHINE", machine)
+    (tmp_path / "README").write_text("\t    place (kretprobe): [<module>:]<symbol>[+<offset>]%return|<memaddr>\n")
+
+    found = {finding.what: finding for finding in doctor._dynamic(tmp_path)}["dynamic events"]
+
+    assert found.state == state and said in found.text and found.text.startswith("kprobe;")
+
+
 def test_the_counter_lies_between_two_readings_of_kvms(run_vmm):
     from counterpoint.live import counter
 
@@ -439,3 +454,65 @@ def test_the_counter_lies_between_two_readings_of_kvms(run_vmm):
     rate = counter.frequency()
     assert rate.low_hz <= rate.high_hz
     assert kvm.KVM_GET_TSC_KHZ
+
+
+class FakeProbe:
+    """Threads that pass a probe: those of ``busy``, and with a call made in them all."""
+
+    def __init__(self, monkeypatch, vm: Vm, busy: set[int], *, of_vm: bool) -> None:
+        self.recipe = replace(RECIPES["aarch64"][0], of_vm=of_vm)
+        self.is_on = False
+        self.asked: list[bool] = []
+        self._tids = {vcpu.tid for vcpu in vm.vcpus}
+        monkeypatch.setattr(offsets, "find_vms", lambda _: ([vm], []))
+        monkeypatch.setattr(offsets.tracefs, "find_root", lambda: Path("/nowhere"))
+        monkeypatch.setattr(offsets.tracefs, "sweep", lambda _: [])
+        monkeypatch.setattr(offsets, "_from_debugfs", lambda _: None)
+        monkeypatch.setattr(offsets, "_open", lambda *_: (self, None))
+        monkeypatch.setattr(offsets.probes, "read_once", lambda _, tids: self._said(tids & busy))
+        monkeypatch.setattr(offsets.probes, "watching", self._watching)
+        monkeypatch.setattr(offsets, "_from_vmms", lambda *_: self.asked.append(self.is_on))
+
+    def _said(self, tids):
+        return {tid: [reading("probe:kvm_timer_vcpu_load", -1000 - tid)] for tid in tids}
+
+    @contextmanager
+    def _watching(self, _probe):
+        self.is_on = True
+        out: dict[int, list] = {}
+        yield out
+        self.is_on = False
+        out.update(self._said(self._tids))
+
+
+TWO = Vm(7, 5, "QEMU", "web", (Vcpu(0, 9, 8, "debugfs", 0), Vcpu(1, 10, 11, "debugfs", 1)))
+
+
+@pytest.mark.parametrize(("busy", "on"), [({8, 11}, False), ({8}, True), (set(), True)])
+def test_an_idle_vcpus_thread_passes_the_probe_when_the_vmm_is_asked(monkeypatch, busy, on):
+    probe = FakeProbe(monkeypatch, TWO, busy, of_vm=False)
+
+    found = offsets.gather(offsets.Request(vmm=True))
+
+    assert probe.asked == [on]
+    assert [[r.low for r in each.readings] for each in found.vcpus] == [[-1008], [-1011]]
+    assert [each.missing for each in found.vcpus] == [[], []]
+
+
+def test_without_the_vmm_an_idle_vcpu_is_said_to_be_missing(monkeypatch):
+    FakeProbe(monkeypatch, TWO, {8}, of_vm=False)
+
+    found = offsets.gather(offsets.Request())
+
+    assert [len(each.readings) for each in found.vcpus] == [1, 0]
+    assert "did not pass" in found.vcpus[1].missing[0].reason
+
+
+def test_an_offset_that_is_the_whole_vms_is_told_by_one_thread(monkeypatch):
+    FakeProbe(monkeypatch, TWO, {8}, of_vm=True)
+
+    found = offsets.gather(offsets.Request())
+
+    assert [[r.low for r in each.readings] for each in found.vcpus] == [[-1008], [-1008]]
+    assert [each.readings[0].note for each in found.vcpus] == ["", "the whole VM's, by the thread of vCPU 0"]
+    assert not any(each.missing for each in found.vcpus)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from counterpoint.outputs.dat_attach import attach
 from counterpoint.simulate import World, WorldOptions
 from counterpoint.timeline.sync import sync
 from counterpoint.traces.recording import Recording
+from helpers import RECORDINGS, full_size_recordings
 from outputs.dat_files import inside_windows
 
 DATA = Path(__file__).parent.parent / "data"
@@ -123,3 +126,31 @@ def test_the_count_finds_a_wrong_shift(pair, tmp_path, monkeypatch):
     files = attach(pair, tmp_path, overwrite=False)
 
     assert count(pair, files)["guest"][1] > 100
+
+
+def _pairs():
+    """(folder, truth) of the recordings: one of them, all with COUNTERPOINT_FULL=1."""
+    if not RECORDINGS.is_dir():
+        return full_size_recordings()
+    folders = sorted(path.parent for path in RECORDINGS.glob("*/truth.json"))
+    whole = os.environ.get("COUNTERPOINT_FULL") == "1"
+    return [pytest.param(f, id=f.name) for f in folders if whole or f.name == "x86-offset-change"]
+
+
+@pytest.mark.peer
+@pytest.mark.recordings
+@pytest.mark.parametrize("folder", _pairs())
+def test_every_recording(tmp_path, folder):
+    """docs/outputs-dat.md has the table of all."""
+    guests = json.loads((folder / "truth.json").read_text())["guests"]
+    host = folder / ("host.dat" if (folder / "host.dat").exists() else "l0.dat")
+    parents = {Path(g["file"]).stem: g["parent"] for g in guests}
+    result = sync(host, *[folder / g["file"] for g in guests], parents=parents)
+
+    found = count(result, attach(result, tmp_path, overwrite=False))
+
+    for guest in result.guests:
+        inside, outside, unknown = found.get(guest.name, (0, 0, 0))
+        assert outside == 0
+        assert inside > 0 or not result.is_sound
+        assert inside + unknown <= len(guest.recording)

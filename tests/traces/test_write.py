@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from counterpoint.traces.dat import format_texts
 from counterpoint.traces.options import GuestOption, TimeSample, TimeShift
-from counterpoint.traces.recording import Recording, _format_texts
+from counterpoint.traces.recording import Recording
 from counterpoint.traces.write import CpuPages, TraceFile
 from counterpoint.traces.write_options import (
     guest_option,
@@ -29,8 +30,8 @@ KINDS = [(6, "none"), (7, "none"), (7, "zlib"), (7, "zstd")]
 def rewrite(recording: Recording, path: Path, **how) -> Path:
     """Write ``recording`` again, as ``how`` says."""
     abi = {"big_endian": recording.big_endian, "long_size": recording.long_size}
-    formats = [(system, text.decode()) for system, text in _format_texts(recording._container)]
-    known = {option.id: option.data for option in recording._container.options}
+    formats = [(system, text.decode()) for system, text in format_texts(recording.container)]
+    known = {option.id: option.data for option in recording.container.options}
     options = [(i, known[i]) for i in (5, 11, 12, 13, 14) if i in known]
     out = TraceFile(
         recording.clock, recording.cpus, formats, recording.cmdlines, options,

@@ -16,6 +16,7 @@ from backports import zstd
 
 from counterpoint.dat_layout import Option
 from counterpoint.traces.container import Container, open_container
+from counterpoint.traces.dat import Reader
 from counterpoint.traces.recording import Recording
 from counterpoint.traces.symbols import parse_kallsyms
 
@@ -56,14 +57,14 @@ def _used_symbols(recording: Recording, rows: np.ndarray) -> bytes:
 
 def cut(source: Path, target: Path, begin: int, end: int) -> None:
     container: Container = open_container(source)
-    recording = Recording.open(source)
+    recording, reader = Recording.open(source), Reader(container)
     buffer = container.buffers[0]
     assert container.version == 7 and len(container.buffers) == 1 and not container.big_endian
     size = buffer.sub_buffer_size
     pages: dict[int, bytes] = {}
     rows: list[np.ndarray] = []
     for stream, cpu in zip(recording.streams, buffer.cpus, strict=True):
-        data = recording._cpu_bytes(buffer, cpu).tobytes()
+        data = reader.cpu_bytes(buffer, cpu).tobytes()
         kept = []
         for at in range(0, len(data), size):
             first = struct.unpack_from("<Q", data, at)[0]

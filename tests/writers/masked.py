@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from counterpoint.traces.recording import Losses, Recording
+from counterpoint.traces.contents import Losses
+from counterpoint.traces.recording import Recording
 
 
 def without(recording: Recording, *events: str) -> Recording:

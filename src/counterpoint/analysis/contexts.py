@@ -27,12 +27,14 @@ class Context(IntEnum):
 class ContextSteps:
     """What one guest CPU runs, in steps as of ``steps``: ``context`` u8[n], and ``what`` i64[n].
 
-    That is the thread's id; while a softirq or an interrupt is handled, its vector or number.
+    That is the thread's id; while a softirq or an interrupt is handled, its vector or number. ``row`` i64[n]: of the
+    event that began it.
     """
 
     begin: I64
     context: npt.NDArray[np.uint8]
     what: I64
+    row: I64
 
 
 _FORGET, _NONE, _FIRST = 0, 1, 2
@@ -42,7 +44,7 @@ _FORGET, _NONE, _FIRST = 0, 1, 2
 def context_steps(machine: Machine, cpu: int, base: int) -> ContextSteps:
     """What runs on ``cpu`` of a machine by its sched_switch and irq events; times count from ``base``.
 
-    Between the last event before a loss and the first after it nothing is known.
+    Between the last event before a loss and the first after it nothing is known, nor after the machine's last event.
     """
     recording = machine.recording
     here = np.array([s.cpu == cpu for s in recording.streams] or [False], np.bool_)
@@ -84,4 +86,12 @@ def context_steps(machine: Machine, cpu: int, base: int) -> ContextSteps:
     context = np.select(
         [irq >= 0, softirq >= 0, task == 0, task > 0], [Context.IRQ, Context.SOFTIRQ, Context.IDLE, Context.TASK], 0
     ).astype(np.uint8)
-    return ContextSteps(when[order], context, np.select([irq >= 0, softirq >= 0, task >= 0], [irq, softirq, task], -1))
+    what = np.select([irq >= 0, softirq >= 0, task >= 0], [irq, softirq, task], -1)
+    if not len(row):
+        return ContextSteps(when, context, what, row)
+    # after its last event nothing is known of it
+    end = relative(machine.host_stamp[machine.placed], base).max()
+    none = np.int64(-1)
+    return ContextSteps(
+        np.r_[when[order], end], np.r_[context, np.uint8(0)], np.r_[what, none], np.r_[row[order], none]
+    )  # fmt: skip

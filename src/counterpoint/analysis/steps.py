@@ -14,7 +14,10 @@ def combine(first: I64, second: I64) -> tuple[I64, I64, I64]:
     strictly increasing, and the step of each function that holds there (-1: before its first). Of steps that begin at
     the same time the last one counts.
     """
-    begin = np.union1d(first, second)
+    both = np.concatenate((first, second))
+    # two runs that are in order are merged, where np.union1d would hash them
+    both.sort(kind="stable")
+    begin = both[np.r_[True, both[1:] != both[:-1]]] if len(both) else both
     return begin, step_at(first, begin), step_at(second, begin)
 
 

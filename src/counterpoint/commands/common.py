@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
 
 def add_recordings(parser: argparse.ArgumentParser, *, guests: str) -> None:
     """HOST GUEST...; ``guests`` is argparse's count of guests."""
-    parser.add_argument("host", metavar="HOST", help="the host's recording (trace.dat), or a capture folder alone")
-    parser.add_argument("guests", metavar="GUEST", nargs=guests, help="a guest's recording (trace.dat)")
+    parser.add_argument(
+        "host",
+        metavar="HOST",
+        help="the host's recording (trace.dat, perf.data or ftrace's text), or a capture folder alone",
+    )
+    parser.add_argument("guests", metavar="GUEST", nargs=guests, help="a guest's recording")
 
 
 def add_claims(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +56,11 @@ def add_claims(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--parent", action="append", default=[], metavar="CHILD=PARENT",
         help="CHILD is PARENT's guest (file stems); without it every guest is HOST's",
+    )  # fmt: skip
+    group.add_argument(
+        "--clock", action="append", default=[], metavar="[NAME=]CLOCK",
+        help="the trace clock of a recording that does not name it, as ftrace's text does not: x86-tsc, mono_raw, local"
+        " ... (repeatable)",
     )  # fmt: skip
     group.add_argument(
         "--frequency", type=int, metavar="HZ", help="arm64: the counter's frequency, where the stamps do not tell"
@@ -90,8 +100,12 @@ class Progress:
 
 
 def is_capture(args: argparse.Namespace) -> bool:
-    """Whether a folder is the only recording that was named."""
-    return Path(args.host).is_dir() and not args.guests
+    """Whether a folder is all that was named, and it is no recording itself."""
+    if not Path(args.host).is_dir() or args.guests:
+        return False
+    from counterpoint.traces.opening import is_recording
+
+    return not is_recording(args.host)
 
 
 def expand(args: argparse.Namespace) -> dict[str, Any]:
@@ -168,6 +182,7 @@ def run_sync(args: argparse.Namespace) -> SyncResult:
             claim_events=args.claim_event,
             frequency=args.frequency,
             ks=args.k,
+            clocks=args.clock,
             hosts=args.further,
             **captured,
             progress=progress,
@@ -206,3 +221,15 @@ def print_json(value: dict[str, Any]) -> None:
     """One JSON object on standard output."""
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
+
+
+def host_time(text: str | None, unit: str, flag: str) -> int | None:
+    """A host stamp as typed: an integer, or seconds with a point for a clock whose ``unit`` is ns."""
+    if text is None:
+        return None
+    if re.fullmatch(r"-?[0-9]{1,99}|0x[0-9a-fA-F]{1,99}", text):
+        return int(text, 0)
+    parts = re.fullmatch(r"([0-9]{1,99})\.([0-9]{1,9})", text)
+    if parts and unit == "ns":
+        return int(parts[1]) * 1_000_000_000 + int(parts[2].ljust(9, "0"))
+    raise UsageError(f"{flag} {text}: a host stamp is expected, as the first column of show has them")

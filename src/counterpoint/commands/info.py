@@ -14,14 +14,19 @@ SHOWN_EVENTS = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "What a recording holds: clock, CPUs, events, losses, options that bear on time."
-    parser.epilog = "examples:\n  counterpoint info host.dat\n  counterpoint info capture/"
+    parser.epilog = (
+        "examples:\n  counterpoint info host.dat\n  counterpoint info perf.data\n  counterpoint info trace.txt\n"
+        "  counterpoint info capture/"
+    )
     parser.add_argument("file", metavar="FILE", help="a recording (trace.dat), or a capture folder: each of its own")
     parser.add_argument("--json", action="store_true", help="all of it as JSON (schema 1)")
 
 
 def run(args: argparse.Namespace) -> int:
+    from counterpoint.traces.opening import is_recording
+
     path = Path(args.file)
-    if not path.is_dir():
+    if not path.is_dir() or is_recording(path):
         report = _report(path)
         if args.json:
             print_json(report)
@@ -65,15 +70,15 @@ def _print(report: dict[str, Any]) -> None:
         facts.add_row(printable(name), printable(str(value)))
 
     fact("file", report["file"])
-    fact(
-        "format",
-        f"trace.dat v{report['version']}, compression {report['compression']}, {endian},"
-        f" {report['long_size'] * 8}-bit kernel",
-    )
+    container = f" v{report['version']}, compression {report['compression']}" if report["version"] else ""
+    fact("format", f"{report['format']}{container}, {endian}, {report['long_size'] * 8}-bit kernel")
     fact(
         "clock",
         report["clock"] + (f" ({report['khz']} kHz by {report['khz_source']})" if report["khz"] else ""),
     )
+    if "rounding" in report:
+        before, after = report["rounding"]
+        fact("rounding", f"the true stamps lie up to {before} ns before and {after} ns after these")
     if report["uname"]:
         fact("machine", report["uname"])
     fact("cpus", report["cpus"])
@@ -97,7 +102,8 @@ def _print(report: dict[str, Any]) -> None:
         fact("time shift", f"{samples} samples on {len(shift['cpus'])} CPUs, peer {shift['peer_trace_id']:#x}")
     for buffer in report["buffers"]:
         counts = ", ".join(f"cpu {c['cpu']}: {c['events']}" for c in buffer["cpus"])
-        fact(f"buffer {buffer['name'] or '(top)'}", f"{buffer['sub_buffer_size']} B sub-buffers; {counts}")
+        size = f"{buffer['sub_buffer_size']} B sub-buffers; " if buffer["sub_buffer_size"] else ""
+        fact(f"buffer {buffer['name'] or '(top)'}", size + counts)
     out.print(facts)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("event")

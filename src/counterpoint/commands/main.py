@@ -18,6 +18,8 @@ COMMANDS = {
     "sync": "put a host's and its guests' recordings on one timeline, with proof",
     "verify": "only the proof: hold what the files claim against causality",
     "show": "the merged timeline as text, like trace-cmd report",
+    "why": "what made a guest's tasks late: each latency cut into its causes",
+    "stats": "what vCPUs spent their time on: states, exits, steal, interrupts, timers, wakeups",
     "sql": "ask the merged timeline by SQL (DuckDB)",
     "convert": "a stamp or a column of them, guest to host and back, with its bound",
     "info": "what a recording holds",

@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 import re
+import shutil
 import string
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from counterpoint.commands.common import (
     add_claims,
     add_hosts,
     add_recordings,
+    host_time,
     is_capture,
     open_capture,
     run_sync,
@@ -45,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  counterpoint show host.dat guest.dat --event 'kvm:*' --cpu guest:0 --last 20\n"
         "  counterpoint show host.dat guest.dat --around 310782733393 --relative\n"
-        "  counterpoint show host.dat guest.dat --format '{since} {machine} {event} {text}'\n\n"
+        "  counterpoint show host.dat guest.dat --machine host --task 'CPU 0/KVM' --from 310782733393\n"
+        "  counterpoint show host.dat guest.dat --event sched_switch --json --fields\n"
+        "  counterpoint show host.dat guest.dat --format '{since} {machine} {event} {text}'\n"
+        "  counterpoint show host.dat guest.dat --lanes --from 310782733393 --to 310882733393\n\n"
         "exit status: as for sync"
     )
     add_recordings(parser, guests="*")
@@ -81,17 +86,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", metavar="TEXT",
         help=f"a line of this form for each event, with {' '.join(f'{{{n}}}' for n in KEYS)}",
     )  # fmt: skip
+    form.add_argument(
+        "--lanes", action="store_true",
+        help="no events: a line for each vCPU that shows what it did (with --from, --to; docs/states.md)",
+    )  # fmt: skip
     add_claims(parser)
     add_hosts(parser)
 
 
+def _lanes(args: argparse.Namespace) -> int:
+    """What each vCPU did, between two times."""
+    from counterpoint.outputs.lanes import WIDTH, print_lanes
+
+    _, result = _timeline(args)
+    if result is None:
+        raise UsageError("--lanes: a guest's recording is needed beside the host's")
+    unit = result.timeline.machines[0].recording.unit
+    begin, end = host_time(args.begin, unit, "--from"), host_time(args.end, unit, "--to")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    print_lanes(result, sys.stdout, begin=begin, end=end, width=width)
+    sys.stdout.flush()
+    return 0 if result.is_sound else 1
+
+
 def run(args: argparse.Namespace) -> int:
+    if args.lanes:
+        return _lanes(args)
     from counterpoint.clocks.counter import to_signed
     from counterpoint.outputs.text import TimelineText
     from counterpoint.timeline.select import Selection, around, select
 
     if args.fields and not args.json:
         raise UsageError("--fields goes with --json (--raw lists the fields in lines of text)")
+    for flag, count in (("--last", args.last), ("--context", args.context)):
+        if count is not None and count < 0:
+            raise UsageError(f"{flag} {count}: a number of events is expected")
     form = None if args.format is None else _form(args.format)
     timeline, result = _timeline(args)
     late = LateWarnings(m.recording for m in timeline.machines)
@@ -100,13 +129,13 @@ def run(args: argparse.Namespace) -> int:
         cpus=[_cpu(text) for text in args.cpu],
         tasks=args.task,
         events=args.event,
-        begin=_time(args.begin, timeline, "--from"),
-        end=_time(args.end, timeline, "--to"),
+        begin=host_time(args.begin, timeline.machines[0].recording.unit, "--from"),
+        end=host_time(args.end, timeline.machines[0].recording.unit, "--to"),
     )
     positions = select(timeline, wanted)
-    middle = _time(args.around, timeline, "--around")
+    middle = host_time(args.around, timeline.machines[0].recording.unit, "--around")
     if middle is not None:
-        positions = around(timeline, positions, middle, max(args.context, 0))
+        positions = around(timeline, positions, middle, args.context)
     if args.last is not None:
         positions = positions[max(0, len(positions) - args.last) :] if args.last > 0 else positions[:0]
     origin = None
@@ -177,15 +206,3 @@ def _cpu(text: str) -> tuple[str | None, int]:
     if not re.fullmatch("[0-9]{1,9}", cpu):
         raise UsageError(f"--cpu {text}: [MACHINE:]CPU is expected, as in --cpu guest:0")
     return machine or None, int(cpu)
-
-
-def _time(text: str | None, timeline: Timeline, flag: str) -> int | None:
-    """A host stamp as typed: an integer, or seconds with a point for a clock in ns."""
-    if text is None:
-        return None
-    if re.fullmatch(r"-?[0-9]{1,99}|0x[0-9a-fA-F]{1,99}", text):
-        return int(text, 0)
-    parts = re.fullmatch(r"([0-9]{1,99})\.([0-9]{1,9})", text)
-    if parts and timeline.machines[0].recording.unit == "ns":
-        return int(parts[1]) * 1_000_000_000 + int(parts[2].ljust(9, "0"))
-    raise UsageError(f"{flag} {text}: a host stamp is expected, as the first column shows them")

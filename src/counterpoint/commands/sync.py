@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from counterpoint.commands.common import (
     LateWarnings,
@@ -22,6 +22,8 @@ from counterpoint.errors import UsageError
 
 if TYPE_CHECKING:
     from counterpoint.outputs.dat import DatFormat
+    from counterpoint.outputs.dat_attach import Attached
+    from counterpoint.outputs.tool_options import ToolOption
     from counterpoint.timeline.sync import SyncResult
 
 ENDINGS = (".pftrace", ".dat", ".parquet", ".txt", ".json")
@@ -33,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "offset, prove or derive it from the run windows, and merge."
     )
     parser.epilog = (
-        "example:\n  counterpoint sync host.dat guest.dat -o merged.pftrace -o merged.txt\n\n"
+        "example:\n  counterpoint sync host.dat guest.dat -o merged.pftrace -o merged.txt\n"
+        "  counterpoint sync host.dat guest.dat --attach synced       # copies for trace-cmd and KernelShark\n"
+        "  counterpoint sync host.dat guest.dat --print-options       # what other tools are to be told\n"
+        "  counterpoint sync trace.txt guest.txt --clock mono_raw     # ftrace's text does not name its clock\n\n"
         "exit status: 0 all proved or derived, 1 something is refuted, ambiguous or unbounded, 2 bad input"
     )
     add_recordings(parser, guests="*")
@@ -42,11 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", action="append", default=[], metavar="FILE",
         help=f"write the timeline; the ending says how: {' '.join(ENDINGS)}; NAME.parquet/ is a folder with a part a"
-        " machine (repeatable)",
+        " machine, any other FOLDER/ gets CTF 1.8 (repeatable)",
     )  # fmt: skip
     parser.add_argument(
         "--attach", metavar="DIR",
         help="copies of the recordings into DIR that trace-cmd report -i HOST -i GUEST and KernelShark show in sync",
+    )  # fmt: skip
+    parser.add_argument(
+        "--print-options", action="store_true",
+        help="what trace-cmd attach, perf inject, babeltrace2 and Perfetto are to be told of each guest, or why they"
+        " cannot be",
     )  # fmt: skip
     parser.add_argument(
         "--dat-version", type=int, choices=(6, 7), default=7, help="of .dat files: 7 (default), or 6 for older readers"
@@ -77,19 +87,24 @@ def run(args: argparse.Namespace) -> int:
             _write(result, path, args, progress, is_folder=is_folder)
         finally:
             progress.done()
+    more: dict[str, Any] = {}
     if args.attach is not None:
-        _attach(result, args, progress)
+        more["attached"] = [file.as_json() for file in _attach(result, args, progress)]
     late.say()
     if result.timeline.unplaced:
         warn(f"{result.timeline.unplaced} events are left out of the timeline: no clock map is known for them")
+    told = _tool_options(result) if args.print_options else []
     if args.json:
         from counterpoint.outputs.report import sync_report
 
-        print_json(sync_report(result))
+        if args.print_options:
+            more["tool_options"] = [option.as_json() for option in told]
+        print_json(sync_report(result) | more)
     else:
-        from counterpoint.outputs.table import print_sync
+        from counterpoint.outputs.table import print_options, print_sync
 
         print_sync(result)
+        print_options(told)
     return 0 if result.is_sound else 1
 
 
@@ -106,10 +121,21 @@ def _check_folder(args: argparse.Namespace) -> None:
     check_free([folder / path.name for path in inputs], inputs, overwrite=args.force)
 
 
-def _attach(result: SyncResult, args: argparse.Namespace, progress: Progress) -> None:
+def _tool_options(result: SyncResult) -> list[ToolOption]:
+    from counterpoint.outputs.tool_options import options_of
+
+    return options_of(result)
+
+
+def _attach(result: SyncResult, args: argparse.Namespace, progress: Progress) -> list[Attached]:
     from counterpoint.outputs.dat_attach import attach
 
     folder = Path(args.attach)
+    for one in (m.recording for m in result.timeline.machines):
+        if not one.is_dat:
+            raise UsageError(
+                f"--attach: {one.path} is {one.format}, and copies are of trace.dat (-o FILE.dat takes all)"
+            )
     folder.mkdir(exist_ok=True)
     try:
         files = attach(result, folder, overwrite=args.force, progress=progress)
@@ -120,6 +146,7 @@ def _attach(result: SyncResult, args: argparse.Namespace, progress: Progress) ->
             warn(f"{file.path}: its stamps are host time: TIME_SHIFT cannot say it ({file.corrected})")
         for note in file.notes:
             warn(f"{file.path}: {note}")
+    return files
 
 
 def _dat_format(args: argparse.Namespace) -> DatFormat:
@@ -131,10 +158,10 @@ def _dat_format(args: argparse.Namespace) -> DatFormat:
 
 
 def _check_output(path: Path, *, is_folder: bool, force: bool, inputs: list[str]) -> None:
-    if path.suffix not in ENDINGS:
-        raise UsageError(f"-o {path}: the ending must be one of {' '.join(ENDINGS)}")
-    if is_folder and path.suffix != ".parquet":
-        raise UsageError(f"-o {path}/: only NAME.parquet/ is a folder")
+    if path.suffix not in ENDINGS and not is_folder:
+        raise UsageError(f"-o {path}: the ending must be one of {' '.join(ENDINGS)}, or / of a folder for CTF")
+    if is_folder and path.suffix in ENDINGS and path.suffix != ".parquet":
+        raise UsageError(f"-o {path}/: that is the name of a file; a folder with this ending can only be NAME.parquet/")
     if path.suffix == ".parquet":
         from counterpoint.outputs.parquet import check_installed
 
@@ -150,7 +177,12 @@ def _check_output(path: Path, *, is_folder: bool, force: bool, inputs: list[str]
 
 def _write(result: SyncResult, path: Path, args: argparse.Namespace, progress: Progress, *, is_folder: bool) -> None:
     force = args.force
-    if path.suffix == ".pftrace":
+    if is_folder and path.suffix != ".parquet":
+        from counterpoint.outputs.ctf import write_ctf
+
+        for note in write_ctf(result, path, overwrite=force, progress=progress):
+            warn(f"{path}: {note}")
+    elif path.suffix == ".pftrace":
         from counterpoint.outputs.perfetto import write_perfetto
 
         write_perfetto(result, path, overwrite=force)

@@ -228,6 +228,8 @@ class Client:
                 receiver.max_header = frames.MAX_HEADER
                 self._heard = time.monotonic()
                 self._ask(frame.header)
+                # (what it asked for may have taken long)
+                self._heard = time.monotonic()
         except FrameError as err:
             # on a serial device this may be the greeting of another client, whose predecessor is dead
             self.left_over = receiver.held() if self._searches else b""

@@ -21,11 +21,15 @@ from counterpoint.live.stats import total
 from counterpoint.live.tracedat import new_trace_id
 
 ANSWER_SECONDS = 20.0
-"""For an answer to a request; also: without a byte while it records and answers pings."""
+"""For a greeting; also: without a byte while it records and answers pings."""
+BEGIN_SECONDS = 90.0
+"""For an answer to a request: a small guest on a busy host takes long to switch its events on."""
 PING_SECONDS = 5.0
 GREET_AGAIN = 3.0
 """On a serial device, whose agent may be busy with a client that died."""
 MAX_CPUS = 4096
+MAX_BASE = 1 << 96
+"""Of a clock's line: a counter of 64 bits and a mult of 32."""
 MAX_TEXT = 256 << 20
 """Of a head, of command lines and of options."""
 
@@ -52,7 +56,7 @@ class AgentGuest:
         self._files: dict[int, BinaryIO] = {}
         self._bytes = 0
         self.machine: dict[str, Any] = {}
-        """What the agent says of the guest: system, node, release, machine, cpus, clocks, max_buffer_kb."""
+        """What the agent says of the guest: system, node, release, machine, cpus, clocks, mono_raw, max_buffer_kb."""
 
     # -- GuestTracer
 
@@ -106,8 +110,20 @@ class AgentGuest:
         path = parts_of.end(self._folder, self.name, self._parts, bytes(self._texts["cmdlines"]), self._stats)
         return GuestFile(
             path, self._wanted.clock, self._parts.cpus, counts["events"], counts["lost"], self._bytes, notes,
-            self._parts.trace_id,
+            self._parts.trace_id, self._line(),
         )  # fmt: skip
+
+    def _line(self) -> dict[str, Any] | None:
+        """What the guest's kernel turns its counter into stamps by, where the clock is mono_raw (arm64's)."""
+        said = self.machine.get("mono_raw")
+        if self._wanted.clock != "mono_raw" or self.machine.get("machine") != "aarch64" or not isinstance(said, dict):
+            return None
+        mult, shift, base = (said.get(key) for key in ("mult", "shift", "base"))
+        if not _is_count(mult, (1 << 32) - 1) or not _is_count(shift, 32):
+            return None
+        if not isinstance(base, int) or isinstance(base, bool) or abs(base) >= MAX_BASE:
+            return None
+        return {"name": "mono_raw", "mult": mult, "shift": shift, "base": base, "source": "the guest's vDSO page"}
 
     def abandon(self) -> None:
         """As the protocol has it: an agent whose client is gone removes what it made."""
@@ -169,7 +185,7 @@ class AgentGuest:
 
     def _ask(self, header: dict[str, Any], expected: str) -> dict[str, Any]:
         self._send(header)
-        deadline = time.monotonic() + ANSWER_SECONDS
+        deadline = time.monotonic() + BEGIN_SECONDS
         while time.monotonic() < deadline:
             while self._waiting:
                 frame = self._waiting.pop(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from counterpoint.errors import UsageError
 
@@ -43,6 +43,8 @@ class GuestFile:
     notes: list[str] = field(default_factory=list)
     trace_id: int | None = None
     """TRACEID of its file, by which its host's GUEST option names it."""
+    line: dict[str, Any] | None = None
+    """What the guest says its clock is of its counter (``machine.clock_line``); None: it says nothing."""
 
 
 class GuestTracer(Protocol):

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from counterpoint.errors import UsageError
@@ -67,10 +67,17 @@ def gather(request: Request) -> HostOffsets:
 
 def _read(out: HostOffsets, request: Request) -> None:
     _from_debugfs(out)
-    if request.probes:
-        _from_probes(out)
-    if request.vmm:
-        _from_vmms(out, request.brackets)
+    with ExitStack() as stack:
+        probe = _from_probes(out, stack) if request.probes else None
+        if request.vmm:
+            lacking = [each for each in out.vcpus if _NOT_PASSED in each.missing]
+            if probe is None or not lacking:
+                _from_vmms(out, request.brackets)
+                return
+            # the thread of an idle vCPU passes the probe when it is made to do a call
+            with probes.watching(probe) as said:
+                _from_vmms(out, request.brackets)
+            _take_probe(probe, lacking, said)
 
 
 def _from_debugfs(out: HostOffsets) -> None:
@@ -119,29 +126,41 @@ def debugfs_reading(active: debugfs.Active, cost_ns: int) -> Reading:
     )  # fmt: skip
 
 
-def _from_probes(out: HostOffsets) -> None:
+_NOT_PASSED = Missing("probe", "the vCPU's thread did not pass the probe while it was on")
+
+
+def _from_probes(out: HostOffsets, stack: ExitStack) -> probes.Probe | None:
+    """Add what a probe says; the probe, there and disabled, until ``stack`` closes."""
     root = tracefs.find_root()
     if root is None:
         out.missing.append(Missing("probe", _no_tracefs()))
-        return
+        return None
     if not out.vcpus:
-        return
-    with ExitStack() as stack:
-        try:
-            probe, missing = _open(stack, root)
-        except (UsageError, OSError) as err:
-            probe, missing = None, Missing("probe", str(err))
-        if probe is None:
-            out.missing.append(missing or Missing("probe", "none"))
-            return
-        tids = {each.vcpu.tid for each in out.vcpus if each.vcpu.tid is not None}
-        found = probes.read_once(probe, tids)
+        return None
+    try:
+        probe, missing = _open(stack, root)
+    except (UsageError, OSError) as err:
+        probe, missing = None, Missing("probe", str(err))
+    if probe is None:
+        out.missing.append(missing or Missing("probe", "none"))
+        return None
+    tids = {each.vcpu.tid for each in out.vcpus if each.vcpu.tid is not None}
     for each in out.vcpus:
-        said = found.get(each.vcpu.tid) if each.vcpu.tid is not None else None
-        if said:
-            each.readings += said
-        else:
-            each.missing.append(Missing("probe", "the vCPU's thread did not pass the probe while it was on"))
+        each.missing.append(_NOT_PASSED)
+    _take_probe(probe, out.vcpus, probes.read_once(probe, tids))
+    return probe
+
+
+def _take_probe(probe: probes.Probe, vcpus: Sequence[VcpuOffsets], said: dict[int, list[Reading]]) -> None:
+    for each in vcpus:
+        found, note = said.get(each.vcpu.tid or 0), ""
+        if found is None and probe.recipe.of_vm:
+            other = next((o for o in vcpus if o.vm is each.vm and o.vcpu.tid in said), None)
+            if other is not None:
+                found, note = said[other.vcpu.tid or 0], f"the whole VM's, by the thread of vCPU {other.vcpu.number}"
+        if found is not None:
+            each.readings += [replace(reading, note=note) for reading in found]
+            each.missing.remove(_NOT_PASSED)
 
 
 def _open(stack: ExitStack, root: Path) -> tuple[probes.Probe | None, Missing | None]:

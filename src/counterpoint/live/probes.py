@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,8 @@ class Recipe:
     key: str
     skip_zero: bool = False
     """0 in ``key`` says that nothing is in use."""
+    of_vm: bool = False
+    """What it logs is kept once for the VM, so that what one vCPU's thread logs holds for all."""
 
 
 RECIPES = {
@@ -54,8 +56,8 @@ RECIPES = {
         Recipe("p", "kvm_arch_vcpu_load", _X86, "l1"),
     ),
     "aarch64": (
-        Recipe("p", "kvm_timer_vcpu_load", _ARM64, "voff"),
-        Recipe("f", "kvm_timer_vcpu_load", _ARM64, "voff"),
+        Recipe("p", "kvm_timer_vcpu_load", _ARM64, "voff", of_vm=True),
+        Recipe("f", "kvm_timer_vcpu_load", _ARM64, "voff", of_vm=True),
         Recipe("p", "__kvm_timer_set_cntvoff", "voff=%x0:u64", "voff", skip_zero=True),
     ),
 }
@@ -68,26 +70,26 @@ class Probe:
     """A recipe that the kernel took, recorded in an instance of ours."""
 
     def __init__(self, instance: Instance, group: str, recipe: Recipe) -> None:
-        """Use ``open_probe``."""
+        """Use ``open_probe``. ``group``: the event's system."""
         self.instance = instance
         self.recipe = recipe
-        self._group = group
+        self.group = group
         self.known: dict[int, int] = {}
         """Of each thread: the last value of the recipe's key."""
 
     def enable(self) -> None:
         """Record every event."""
-        self.instance.enable(self._group, NAME, f"{self.recipe.key} != 0" if self.recipe.skip_zero else "")
+        self.instance.enable(self.group, NAME, f"{self.recipe.key} != 0" if self.recipe.skip_zero else "")
 
     def disable(self) -> None:
         """Record no more."""
-        self.instance.disable(self._group, NAME)
+        self.instance.disable(self.group, NAME)
 
     def only_changes(self) -> None:
         """Let the kernel drop the events that say what is known already."""
         text = change_filter(self.recipe, self.known)
         with suppress(OSError):
-            self.instance.filter(self._group, NAME, text)
+            self.instance.filter(self.group, NAME, text)
 
     def readings(self, stamp: int, fields: dict[str, int], cost_ns: int = 0) -> list[Reading]:
         """What one event says; ``stamp`` is the instance's clock."""
@@ -154,16 +156,24 @@ def _disable(probe: Probe) -> None:
 def read_once(probe: Probe, tids: set[int], seconds: float = 0.2) -> dict[int, list[Reading]]:
     """What the events said last of each thread, after ``seconds`` or once all of ``tids`` were seen."""
     begun = time.monotonic()
-    out: dict[int, list[Reading]] = {}
-    probe.enable()
-    try:
+    with watching(probe) as out:
         while time.monotonic() - begun < seconds and not tids <= set(out):
             time.sleep(0.01)
             _take(probe, out, begun)
+    return out
+
+
+@contextmanager
+def watching(probe: Probe) -> Iterator[dict[int, list[Reading]]]:
+    """Record events meanwhile; what they said last of each thread is in the dict when it ends."""
+    begun = time.monotonic()
+    out: dict[int, list[Reading]] = {}
+    probe.enable()
+    try:
+        yield out
     finally:
         probe.disable()
     _take(probe, out, begun)
-    return out
 
 
 def _take(probe: Probe, out: dict[int, list[Reading]], begun: float) -> None:

@@ -102,7 +102,7 @@ class LocalTracer:
         uname = os.uname()
         return {
             "system": uname.sysname, "node": uname.nodename, "release": uname.release, "machine": uname.machine,
-            "cpus": self._cpus(), "clocks": self.clocks(),
+            "cpus": self._cpus(), "clocks": self.clocks(), "mono_raw": machine.clock_line("mono_raw"),
             "max_buffer_kb": self._max_buffer_kb,
         }  # fmt: skip
 

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -55,6 +55,17 @@ class Attached:
     machine: str
     corrected: str
     notes: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Its keys in the report."""
+        return {
+            "file": str(self.path),
+            "machine": self.machine,
+            "options": list(self.options),
+            "corrected": self.corrected or None,
+            "notes": list(self.notes),
+        }
 
 
 def paths_in(folder: Path, names: Mapping[str, Path]) -> dict[str, Path]:
@@ -151,7 +162,7 @@ def _write(
         else:
             say.expect(int(machine.placed.sum()) if corrected else len(recording), "events")
             notes = _write_anew(machine, host if corrected else None, added, file, say)
-    return Attached(path, machine.name, corrected, tuple(notes))
+    return Attached(path, machine.name, corrected, tuple(notes), tuple(Option(o[0]).name for o in added))
 
 
 def _added(

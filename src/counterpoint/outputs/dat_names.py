@@ -65,11 +65,37 @@ def as_numbers(print_format: str) -> str:
 
 def read_printed(print_format: str) -> Printed | None:
     """Take a print format apart; None where it is not a string and arguments, or a function is more than a field."""
+    found = _conversions(print_format)
+    if found is None:
+        return None
+    string, arguments, conversions = found
+    symbols = []
+    for conversion, at in conversions:
+        if len(conversion[3]) > 1:
+            field = _field_of(arguments[at])
+            if field is None:
+                return None
+            symbols.append((conversion.start(), conversion.end(), at, field))
+    return Printed(string, tuple(arguments), tuple(symbols))
+
+
+def hexadecimal_fields(print_format: str) -> set[str]:
+    """The fields that a print format shows in hexadecimal, as they are."""
+    found = _conversions(print_format)
+    if found is None:
+        return set()
+    return {
+        field for one, at in found[2] if one[3] in ("x", "X", "p") and (field := _field_of(found[1][at])) is not None
+    }
+
+
+def _conversions(print_format: str) -> tuple[str, list[str], list[tuple[re.Match[str], int]]] | None:
+    """The string, its arguments, and each conversion with its argument's place; None where they do not match."""
     found = re.match(r'\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)', print_format, re.DOTALL)
     if found is None:
         return None
     arguments = _split(print_format[found.end() :])
-    symbols = []
+    taken = []
     at = 0
     for conversion in _CONVERSION.finditer(found[1]):
         if conversion[3] == "%":
@@ -77,13 +103,9 @@ def read_printed(print_format: str) -> Printed | None:
         at += (conversion[1] == "*") + (conversion[2] == "*")
         if at >= len(arguments):
             return None
-        if len(conversion[3]) > 1:
-            field = _field_of(arguments[at])
-            if field is None:
-                return None
-            symbols.append((conversion.start(), conversion.end(), at, field))
+        taken.append((conversion, at))
         at += 1
-    return Printed(found[1], tuple(arguments), tuple(symbols)) if at == len(arguments) else None
+    return (found[1], arguments, taken) if at == len(arguments) else None
 
 
 def _field_of(argument: str) -> str | None:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from counterpoint.clocks.counter import I64, U64, relative
 from counterpoint.outputs.dat_tables import Translation
 from counterpoint.timeline.merge import Machine
-from counterpoint.traces.recording import Recording, Stream
+from counterpoint.traces.contents import Stream
+from counterpoint.traces.recording import Recording
 from counterpoint.traces.ring import MISSED_UNKNOWN
 from counterpoint.traces.write import CpuPages
 from counterpoint.traces.write_pages import pack_pages

@@ -79,6 +79,7 @@ def _recording(name: str, recording: Recording) -> Json:
         "cpus": recording.cpus,
         "events": len(recording),
         "lost_events": recording.losses.total,
+        **({"rounding": list(recording.rounding)} if any(recording.rounding) else {}),
     }
 
 
@@ -394,7 +395,7 @@ def info_report(recording: Recording) -> Json:
     return {
         "schema": SCHEMA,
         "file": str(recording.path),
-        "format": "trace.dat",
+        "format": recording.format,
         "version": recording.version,
         "compression": recording.compression,
         "big_endian": recording.big_endian,
@@ -407,6 +408,7 @@ def info_report(recording: Recording) -> Json:
         "events": len(recording),
         "lost_events": recording.losses.total,
         "lost_marks": len(recording.losses.row),
+        **({"rounding": list(recording.rounding)} if any(recording.rounding) else {}),
         "from": ends[0],
         "to": ends[1],
         "trace_id": trace_id,
@@ -439,6 +441,13 @@ def info_report(recording: Recording) -> Json:
                 "cpus": [{"cpu": s.cpu, "events": s.last - s.first} for s in recording.streams if s.buffer == b.name],
             }
             for b in recording.buffers
-        ],
+        ]
+        or _streams(recording),
         "warnings": list(recording.warnings),
     }
+
+
+def _streams(recording: Recording) -> list[Json]:
+    """The CPUs of a recording that has no sub-buffers, as one buffer."""
+    cpus = [{"cpu": s.cpu, "events": s.last - s.first} for s in recording.streams]
+    return [] if recording.is_dat else [{"name": "", "clock": recording.clock, "sub_buffer_size": None, "cpus": cpus}]

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from counterpoint.analysis.contexts import Context
+from counterpoint.analysis.exit_spans import exit_spans
 from counterpoint.analysis.exits import ExitNames
 from counterpoint.analysis.states import State, VcpuStates, vcpu_states
-from counterpoint.clocks.counter import I64, add, relative
+from counterpoint.clocks.counter import I64, add
 from counterpoint.errors import UsageError
 from counterpoint.outputs.parquet import write_parquet
 from counterpoint.outputs.report import sync_report
-from counterpoint.proof.matching import ThreadPool
-from counterpoint.proof.windows import WindowKind
 from counterpoint.timeline.arrow_fields import from_numpy
 from counterpoint.timeline.details import vcpus_by_thread
 from counterpoint.timeline.merge import Machine
@@ -205,30 +204,10 @@ def _exits_of(result: SyncResult, machine: Machine) -> Any:  # noqa: ANN401
     import pyarrow as pa
 
     recording = machine.recording
-    pool = ThreadPool(recording)
     vcpus = vcpus_by_thread(result, machine.name)
-    exits, entries = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for tid in pool.tids if pool.activity.kind is WindowKind.KVM else ():
-        windows = pool.activity.windows(tid)
-        # what lies between two spans was seen: from the exit that ended the one to the entry that began the other
-        after = np.r_[windows.entry_row[1:], -1]
-        apart = np.r_[windows.lo[1:] > windows.hi[:-1], False]
-        # the parts of a window that was cut at a loss have one entry and one exit
-        apart &= relative(recording.stamp[after], windows.base) >= relative(
-            recording.stamp[windows.exit_row], windows.base
-        )
-        run = windows.is_run & (windows.exit_row >= 0)
-        exits.append(windows.exit_row[run])
-        entries.append(np.where(apart & (after >= 0), after, -1)[run])
-    out, back = np.concatenate(exits), np.concatenate(entries)
-    # each exit once, with the entry where one of those parts has it
-    order = np.lexsort((-back, out))
-    out, back = out[order], back[order]
-    out, first = np.unique(out, return_index=True)
-    back = back[first]
-    here = machine.placed[out]
-    out, back = out[here], back[here]
-    known = (back >= 0) & machine.placed[back]
+    spans = exit_spans(machine)
+    out, back = spans.exit_row, spans.entry_row
+    known = back >= 0
     ticks, entry_ticks = machine.host_stamp[out], machine.host_stamp[back]
     rate = result.timeline.rate
     zero = np.zeros(len(out), np.int64)

@@ -16,7 +16,11 @@ from counterpoint.timeline.sync import SyncResult, offset_width
 from counterpoint.traces.recording import Recording
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
+
+    from counterpoint.outputs.tool_options import ToolOption
 
 PIPE_WIDTH = 100
 """Columns used where the output is no terminal."""
@@ -198,6 +202,15 @@ def _print_changes(out: Console, result: SyncResult) -> None:
                 count = _doubtful(guest.recording, before, after)
                 doubt = f"; {count} events about it may be of either side" if count else ""
                 out.print(f"{printable(guest.name)} cpu {vcpu.guest_cpu}: the {changed} changed{by}, {where}{doubt}")
+
+
+def print_options(options: Sequence[ToolOption], file: TextIO | None = None) -> None:
+    """Print what other tools are to be told, each on a line of its own that can be copied."""
+    out = file or sys.stdout
+    for option in options:
+        said = option.text if option.text is not None else f"cannot say it: {option.reason}"
+        note = f"    # {option.note}\n" if option.note else ""
+        out.write(f"\n{printable(option.guest)}, {option.tool}:\n{note}    {printable(said)}\n")
 
 
 def _doubtful(guest: Recording, before: EpochProof, after: EpochProof) -> int:

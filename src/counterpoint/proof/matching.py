@@ -24,7 +24,7 @@ from counterpoint.proof.nesting import Clock, GuestHost
 from counterpoint.proof.pieces import find_pieces
 from counterpoint.proof.relation import Relation
 from counterpoint.proof.tracks import Track
-from counterpoint.proof.windows import HostActivity, RunWindows, WindowKind
+from counterpoint.proof.windows import HostActivity, RunWindows, WindowKind, widened
 from counterpoint.traces.recording import Recording
 
 SAMPLE = 4096
@@ -72,15 +72,17 @@ class ThreadPool:
         guest_host: GuestHost | None = None,
         scale: Scale | None = None,
         of: ThreadPool | None = None,
+        slack: tuple[int, int] | None = None,
     ) -> None:
         """Find all threads with kvm events. ``guest_host``: what is known of a host that is a guest itself.
 
-        ``of``: a pool of the same host, whose windows are taken.
+        ``of``: a pool of the same host, whose windows are taken. ``slack``: by how much stamps may be off.
         """
         self.host = host
         self.guest_host: GuestHost | None = of.guest_host if of else guest_host
         self.scale = scale or Scale()
         self._unscaled = of
+        self._slack = slack
         self.activity: HostActivity = of.activity if of else HostActivity(host)
         self.vcpu_ids: dict[int, int] = of.vcpu_ids if of else _vcpu_ids(host)
         self.named = _named(host) if self.activity.kind is WindowKind.SCHED_SWITCH else {}
@@ -97,7 +99,11 @@ class ThreadPool:
     def thread(self, tid: int) -> Thread:
         """The thread's windows; KeyError where it has none."""
         if tid not in self._threads:
-            if self._unscaled is not None:
+            if self._slack is not None:
+                # which side a window of x86's nested guests is on, rounded stamps do not tell
+                wide = widened(self.activity.windows(tid), *self._slack)
+                self._threads[tid] = Thread(wide, self.scale)
+            elif self._unscaled is not None:
                 self._threads[tid] = self._unscaled.thread(tid).at_scale(self.scale)
             else:
                 self._threads[tid] = Thread(self._windows(tid, nested=False), self.scale)
@@ -106,6 +112,10 @@ class ThreadPool:
     def at_scale(self, scale: Scale) -> ThreadPool:
         """The same threads with their windows scaled."""
         return self if scale == self.scale else ThreadPool(self.host, scale=scale, of=self)
+
+    def widened(self, slack: tuple[int, int]) -> ThreadPool:
+        """The same threads where the stamps are rounded, see ``relation.slack_of``."""
+        return self if slack == (0, 0) else ThreadPool(self.host, of=self, slack=slack)
 
     def pieces(self, track: Track, tid: int, relation: Relation) -> list[Piece]:
         """``find_pieces`` of a track in a thread's windows, found once."""

@@ -19,12 +19,16 @@ from counterpoint.traces.recording import Recording
 COUNTERS = ("x86-tsc", "ppc-tb")
 """Clocks that are the hardware's counter itself."""
 
-SLEW_PPM = {"mono": 500, "boot": 500, "tai": 500}
-"""Clocks whose rate NTP may change at any time, and by how much at most (MAXFREQ in include/linux/timex.h)."""
+SLEW_PPM = {"mono": 500, "boot": 500, "tai": 500, "realtime": 500, "unknown": 500}
+"""Clocks whose rate NTP may change at any time, and by how much at most (MAXFREQ in include/linux/timex.h).
+
+One that nobody named may be any of them.
+"""
 
 NO_CLOCKS = {
     "counter": "counts events, not time",
     "uptime": "counts jiffies, which are longer than what is to be told apart",
+    "unknown counter": "nobody named (--clock says which it is, such as x86-tsc)",
 }
 
 ONE_COUNTER = ("mono_raw", "local", "global", "perf")
@@ -34,6 +38,9 @@ ONE_CLOCK = ("mono", "mono_raw", "boot", "tai")
 """Clocks that all CPUs of a machine share. The scheduler's are as well, on arm64, and where they are kvm-clock."""
 
 SCHED_CLOCKS = ("local", "global", "perf")
+
+CLOCKS = (*COUNTERS, *SCHED_CLOCKS, *ONE_CLOCK, "counter", "uptime")
+"""Clocks that may be said of a recording that names none (kernel/trace/trace.c: trace_clocks)."""
 
 KVM_CLOCK_ERROR = Fraction(2, 1_000_000)
 """KVM counts a guest's TSC in whole kHz, and so does the host's kernel the TSC that its clocks in ns are made of."""
@@ -69,6 +76,22 @@ class Relation:
     rough: int = 0
     rate_source: str = ""
     reason: str = ""
+
+
+def slack_of(host: Recording, guest: Recording) -> tuple[int, int]:
+    """By how many units of the host a window has to begin earlier and end later where stamps are rounded.
+
+    A window [entry, exit] and an event of whole microseconds: the entry may truly be ``host.rounding[0]`` before its
+    stamp, and the event ``guest.rounding[1]`` after its own. The clocks' rates differ by less than a hundredth.
+    """
+    theirs = [0, 0]
+    if guest.rounding != (0, 0):
+        rates = rate_of(host), rate_of(guest)
+        scale = Fraction(1)
+        if rates[0] is not None and rates[1] is not None:
+            scale = Fraction(rates[1].mult << rates[0].shift, rates[0].mult << rates[1].shift)
+        theirs = [int(side * scale * Fraction(101, 100)) + 2 for side in guest.rounding]
+    return host.rounding[0] + theirs[1], host.rounding[1] + theirs[0]
 
 
 def relation_of(host: Recording, guest: Recording) -> Relation:

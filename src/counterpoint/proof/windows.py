@@ -352,6 +352,14 @@ def in_order(
     return RunWindows(tid, base, lo[keep], hi[keep], is_run_sorted[keep], entry[keep], leave[keep], made_of)
 
 
+def widened(windows: RunWindows, before: int, after: int) -> RunWindows:
+    """Every span begun ``before`` units earlier and ended ``after`` later; what then overlaps has no gap between."""
+    lo = np.where(windows.lo <= -FOREVER, windows.lo, windows.lo - before)
+    hi = np.where(windows.hi >= FOREVER, windows.hi, windows.hi + after)
+    rows = windows.entry_row, windows.exit_row
+    return in_order(windows.tid, windows.base, lo, hi, windows.is_run, *rows, windows.kind)
+
+
 def _holes(
     gaps: Spans,
     cpus: tuple[I64, I64],

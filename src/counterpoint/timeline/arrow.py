@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from counterpoint._version import __version__
 from counterpoint.clocks.counter import I64
+from counterpoint.clocks.rate import Rate
 from counterpoint.timeline.arrow_fields import Chunk, FieldColumns, arrow, from_numpy
 from counterpoint.timeline.details import Details, widths_to_ns
 from counterpoint.timeline.merge import Machine, Timeline
+from counterpoint.traces.recording import Recording
 
 BLOCK = 1 << 17
 """Events of one batch, at most: bounds the memory of its columns."""
@@ -25,7 +26,11 @@ MAX_CELLS = 1 << 25
 _LUT = 1 << 22
 """Thread ids below this (the kernel's PID_MAX_LIMIT, include/linux/threads.h) are looked up in one step."""
 
+NULLABLE = ("host_ns", "bound_ns", "vcpu_guest", "vcpu")
+"""Columns that may be null; the others are written faster for never being so."""
+
 I32 = npt.NDArray[np.int32]
+T = TypeVar("T", bound=np.generic)
 
 
 class ArrowEvents:
@@ -36,14 +41,11 @@ class ArrowEvents:
         pa = arrow()
         self._timeline = timeline
         self._fields = FieldColumns([m.recording for m in timeline.machines]) if fields else None
-        tasks, guests, events = _Words(), _Words(), _Words()
-        details: Sequence[Details | None] = timeline.details or [None] * len(timeline.machines)
-        self._machines = [
-            _Codes.of(machine, one, tasks, guests, events)
-            for machine, one in zip(timeline.machines, details, strict=True)
-        ]
+        self._events = _Events(timeline)
         machines = [m.name for m in timeline.machines]
-        words = {"machine": machines, "vcpu_guest": guests.list, "task": tasks.list, "event": events.list}
+        known = self._events
+        words = {"machine": machines, "vcpu_guest": known.guests.list, "task": known.tasks.list}
+        words["event"] = known.names.list
         self._words = {name: pa.array(texts, pa.string()) for name, texts in words.items()}
         self.block = BLOCK
         if self._fields is not None and self._fields.columns:
@@ -58,21 +60,12 @@ class ArrowEvents:
     def _schema(self) -> Any:  # noqa: ANN401 (pyarrow has no types)
         pa = arrow()
         word = pa.dictionary(pa.int32(), pa.string())
-        columns = [
-            ("host_ns", pa.int64()),
-            ("host_ticks", pa.uint64()),
-            ("stamp", pa.uint64()),
-            ("bound_ns", pa.int64()),
-            ("proved", pa.bool_()),
-            ("machine", word),
-            ("cpu", pa.uint16()),
-            ("vcpu_guest", word),
-            ("vcpu", pa.int32()),
-            ("task", word),
-            ("pid", pa.int32()),
-            ("event", word),
-            ("lost_before", pa.int64()),
-        ]
+        kinds = {
+            "host_ns": pa.int64(), "host_ticks": pa.uint64(), "stamp": pa.uint64(), "bound_ns": pa.int64(),
+            "proved": pa.bool_(), "machine": word, "cpu": pa.uint16(), "vcpu_guest": word, "vcpu": pa.int32(),
+            "task": word, "pid": pa.int32(), "event": word, "lost_before": pa.int64(),
+        }  # fmt: skip
+        columns = [pa.field(name, kind, nullable=name in NULLABLE) for name, kind in kinds.items()]
         if self._fields is not None and self._fields.columns:
             # never null itself
             columns.append(pa.field("fields", self._fields.type, nullable=False))
@@ -106,17 +99,19 @@ class ArrowEvents:
         timeline = self._timeline
         if machine is None:
             for part in timeline.blocks(self.block):
-                yield from self._split(np.arange(part.start, part.stop))
+                yield from self._split(part)
             return
         mine = np.flatnonzero(timeline.machine == machine)
         for begin in range(0, len(mine), self.block):
             yield from self._split(mine[begin : begin + self.block])
 
-    def _split(self, positions: I64) -> Iterator[Any]:
+    def _split(self, positions: slice | I64) -> Iterator[Any]:
         """These events as one batch, or as several where their texts are long."""
         try:
             batch = self.batch(positions)
         except OverflowError:
+            if isinstance(positions, slice):
+                positions = np.arange(positions.start, positions.stop)
             half = len(positions) // 2
             if not half:
                 raise MemoryError from None
@@ -125,52 +120,40 @@ class ArrowEvents:
             return
         yield batch
 
-    def batch(self, positions: I64) -> Any:  # noqa: ANN401
-        """One RecordBatch of the events at ``positions`` i64[n] of the timeline; OverflowError: they are too many."""
+    def batch(self, positions: slice | I64) -> Any:  # noqa: ANN401
+        """One RecordBatch of the events at ``positions`` of the timeline; OverflowError: they are too many."""
         pa = arrow()
-        timeline, count = self._timeline, len(positions)
-        machine, row = timeline.machine[positions], timeline.row[positions]
-        ticks = timeline.host_ticks[positions]
-        yes = np.ones(count, np.bool_)
-        stamp, lost = np.empty(count, np.uint64), np.zeros(count, np.int64)
-        bound, proved = np.full(count, -1, np.int64), np.zeros(count, np.bool_)
-        cpu, pid = np.empty(count, np.uint16), np.empty(count, np.int32)
-        guest, vcpu = np.full(count, -1, np.int32), np.full(count, -1, np.int32)
-        task, event = np.empty(count, np.int32), np.empty(count, np.int32)
-        chunks: list[Chunk] = []
-        for index, codes in enumerate(self._machines):
-            one = timeline.machines[index]
-            at = np.flatnonzero(machine == index)
-            if not len(at):
-                continue
-            rows, recording = row[at], one.recording
-            stamp[at], proved[at], lost[at] = recording.stamp[rows], one.proved[rows], codes.lost_before(rows)
-            if codes.details is not None:
-                bound[at] = codes.details.width[rows]
-            pids, ids = recording.pid[rows], recording.event_id[rows]
-            thread = codes.thread(pids)
-            cpu[at], pid[at], event[at] = codes.cpu[recording.stream_of[rows]], pids, codes.event[ids]
-            task[at], guest[at], vcpu[at] = codes.task[thread], codes.guest[thread], codes.vcpu[thread]
-            chunks += self._chunks(index, at, rows, ids) if self._fields is not None else []
+        timeline, events = self._timeline, self._events
+        machine, row, ticks = timeline.machine[positions], timeline.row[positions], timeline.host_ticks[positions]
+        count = len(row)
+        place = events.place(machine, row)
+        thread = _take(events.thread, place)
+        guest, vcpu = _take(events.guest, thread), _take(events.vcpu, thread)
+        bound = _take(events.bound_ns, place)
         rate = timeline.rate
-        ns = ticks.view(np.int64) if rate is None else rate.array_to_ns(ticks)
-        bound = np.full(count, -1, np.int64) if rate is None else widths_to_ns(bound, rate)
+        has_ns = None if rate is not None else np.zeros(count, np.bool_)
         columns = [
-            from_numpy(pa.int64(), ns, yes if rate is not None else ~yes),
-            from_numpy(pa.uint64(), ticks, yes),
-            from_numpy(pa.uint64(), stamp, yes),
+            from_numpy(pa.int64(), ticks.view(np.int64) if rate is None else rate.array_to_ns(ticks), has_ns),
+            from_numpy(pa.uint64(), ticks),
+            from_numpy(pa.uint64(), _take(events.stamp, place)),
             from_numpy(pa.int64(), bound, bound >= 0),
-            pa.array(proved),
+            _bools(_take(events.proved, place)),
             self._word("machine", machine.astype(np.int32)),
-            from_numpy(pa.uint16(), cpu, yes),
+            from_numpy(pa.uint16(), _take(events.cpu, place)),
             self._word("vcpu_guest", guest),
             from_numpy(pa.int32(), vcpu, vcpu >= 0),
-            self._word("task", task),
-            from_numpy(pa.int32(), pid, yes),
-            self._word("event", event),
-            from_numpy(pa.int64(), lost, yes),
+            self._word("task", _take(events.task, thread)),
+            from_numpy(pa.int32(), _take(events.pid, thread)),
+            self._word("event", _take(events.event, place)),
+            from_numpy(pa.int64(), events.lost_before(place)),
         ]
         if self._fields is not None and self._fields.columns:
+            chunks: list[Chunk] = []
+            for index, one in enumerate(timeline.machines):
+                at = np.flatnonzero(machine == index)
+                if not len(at):
+                    continue
+                chunks += self._chunks(index, at, row[at], one.recording.event_id[row[at]])
             columns.append(self._fields.block(count, chunks))
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
@@ -205,66 +188,111 @@ class _Words:
         return list(self._numbers)
 
 
-@dataclass(frozen=True, slots=True)
-class _Codes:
-    """What a machine's numbers stand for: its threads i32[k] in order, with task, guest and vCPU of each; its events.
+class _Events:
+    """What is known of the events of all machines, one machine behind the other, and of their threads.
 
-    ``lut`` i32 finds a thread by its id where all ids are small. ``lost_row``, ``lost_count`` i64: see ``lost_before``.
+    By ``place``: stamp u64, bound_ns i64 (-1: none), proved bool, cpu u16, event i32 (into ``names``), thread i32. By
+    thread: pid i32, task, guest (into ``tasks``, ``guests``; -1: none) and vcpu i32.
     """
 
-    details: Details | None
-    cpu: npt.NDArray[np.uint16]
-    threads: I32
-    lut: I32 | None
-    task: I32
-    guest: I32
-    vcpu: I32
-    event: I32
-    lost_row: I64
-    lost_count: I64
+    def __init__(self, timeline: Timeline) -> None:
+        self.tasks, self.guests, self.names = _Words(), _Words(), _Words()
+        machines = timeline.machines
+        details: Sequence[Details | None] = timeline.details or [None] * len(machines)
+        counts = np.array([len(m.recording) for m in machines], np.int64)
+        self._first = np.cumsum(counts) - counts
+        self.stamp = _joined([m.recording.stamp for m in machines])
+        self.proved = _joined([m.proved for m in machines])
+        self.bound_ns = _joined(
+            [_bound_ns(one, timeline.rate, len(m.recording)) for m, one in zip(machines, details, strict=True)]
+        )
+        self.cpu = _joined(
+            [np.array([s.cpu for s in r.streams] or [0], np.uint16)[r.stream_of] for r in _recordings(machines)]
+        )
+        self.event = _joined([self._event_numbers(r)[r.event_id] for r in _recordings(machines)])
+        threads = [_threads(m.recording.pid) for m in machines]
+        known = np.cumsum([0, *(len(tids) for tids, _ in threads)]).tolist()
+        self.thread = _joined([at + np.int32(n) for (_, at), n in zip(threads, known, strict=False)])
+        self.pid = _joined([tids for tids, _ in threads])
+        names = [
+            [m.recording.comm(tid) for tid in tids.tolist()] for m, (tids, _) in zip(machines, threads, strict=True)
+        ]
+        self.task = np.array([self.tasks.number(name) for part in names for name in part], np.int32)
+        vcpus = [
+            one.vcpus.get(tid) if one else None
+            for one, (tids, _) in zip(details, threads, strict=True)
+            for tid in tids.tolist()
+        ]
+        self.guest = np.array([self.guests.number(v[0]) if v else -1 for v in vcpus], np.int32)
+        self.vcpu = np.array([v[1] if v else -1 for v in vcpus], np.int32)
+        lost = [_lost(r) for r in _recordings(machines)]
+        self._lost_at = np.concatenate([rows + first for (rows, _), first in zip(lost, self._first, strict=True)])
+        self._lost_count = np.concatenate([count for _, count in lost])
 
-    @classmethod
-    def of(cls, machine: Machine, details: Details | None, tasks: _Words, guests: _Words, events: _Words) -> _Codes:
-        recording = machine.recording
-        pid = recording.pid
-        lut = None
-        if len(pid) and int(pid.min()) >= 0 and int(pid.max()) < _LUT:
-            there = np.zeros(int(pid.max()) + 1, np.bool_)
-            there[pid] = True
-            threads = np.flatnonzero(there).astype(np.int32)
-            lut = np.cumsum(there, dtype=np.int32) - 1
-        else:
-            threads = np.unique(pid)
-        vcpus = details.vcpus if details else {}
-        known = [vcpus.get(tid) for tid in threads.tolist()]
-        event = np.full(1 << 16, -1, np.int32)
+    def place(self, machine: npt.NDArray[np.uint16], row: I64) -> I64:
+        """The places i64[n] of rows i64[n] of machines u16[n]."""
+        return row if len(self._first) == 1 else row + _take(self._first, machine)
+
+    def lost_before(self, place: I64) -> I64:
+        """How many events were lost on their CPU just before those at ``place`` i64[n]: -1 not counted, 0 none."""
+        if not len(self._lost_at):
+            return np.zeros(len(place), np.int64)
+        at = np.minimum(np.searchsorted(self._lost_at, place), len(self._lost_at) - 1)
+        return np.where(self._lost_at[at] == place, self._lost_count[at], 0)
+
+    def _event_numbers(self, recording: Recording) -> I32:
+        """The number of each event id's name."""
+        numbers = np.full(1 << 16, -1, np.int32)
         for event_id in recording.counts_by_id():
             has = recording.formats.get(event_id)
-            event[event_id] = events.number(f"{has.system}:{has.name}" if has else str(event_id))
-        losses = recording.losses
-        # at a CPU's end there is no event of its own that follows
-        inner = losses.row < np.array([s.last for s in recording.streams], np.int64)[losses.stream]
-        rows, first = np.unique(losses.row[inner], return_index=True)
-        return cls(
-            details,
-            np.array([s.cpu for s in recording.streams], np.uint16),
-            threads,
-            lut,
-            np.array([tasks.number(recording.comm(tid)) for tid in threads.tolist()], np.int32),
-            np.array([guests.number(v[0]) if v else -1 for v in known], np.int32),
-            np.array([v[1] if v else -1 for v in known], np.int32),
-            event,
-            rows,
-            losses.count[inner][first],
-        )
+            numbers[event_id] = self.names.number(f"{has.system}:{has.name}" if has else str(event_id))
+        return numbers
 
-    def thread(self, pids: I32) -> npt.NDArray[np.integer]:
-        """The places i[n] of thread ids i32[n] among ``threads``."""
-        return self.lut[pids] if self.lut is not None else np.searchsorted(self.threads, pids)
 
-    def lost_before(self, rows: I64) -> I64:
-        """How many events were lost on their CPU just before ``rows`` i64[n]: -1 not counted, 0 none."""
-        if not len(self.lost_row):
-            return np.zeros(len(rows), np.int64)
-        at = np.minimum(np.searchsorted(self.lost_row, rows), len(self.lost_row) - 1)
-        return np.where(self.lost_row[at] == rows, self.lost_count[at], 0)
+def _recordings(machines: Sequence[Machine]) -> list[Recording]:
+    return [m.recording for m in machines]
+
+
+def _joined(parts: Sequence[npt.NDArray[T]]) -> npt.NDArray[T]:
+    """The parts behind one another; a single one as it is."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _take(column: npt.NDArray[T], at: npt.NDArray[np.integer]) -> npt.NDArray[T]:
+    """The values at places that are known to be there (clip: they are not checked once more)."""
+    return column.take(at, mode="clip") if len(column) else np.zeros(len(at), column.dtype)
+
+
+def _bools(values: npt.NDArray[np.bool_]) -> Any:  # noqa: ANN401
+    pa = arrow()
+    return pa.Array.from_buffers(
+        pa.bool_(), len(values), [None, pa.py_buffer(np.packbits(values, bitorder="little"))]
+    )  # fmt: skip
+
+
+def _bound_ns(details: Details | None, rate: Rate | None, count: int) -> I64:
+    """The bounds i64[n] of a machine's events in ns; -1: none."""
+    if details is None or rate is None:
+        return np.full(count, -1, np.int64)
+    # few differ from the event before
+    edges = np.flatnonzero(np.r_[True, details.width[1:] != details.width[:-1]]) if count else np.zeros(0, np.int64)
+    return np.repeat(widths_to_ns(details.width[edges], rate), np.diff(np.r_[edges, count]))
+
+
+def _threads(pid: I32) -> tuple[I32, I32]:
+    """The thread ids i32[k] that occur, in order, and the place i32[n] of each event's among them."""
+    if len(pid) and int(pid.min()) >= 0 and int(pid.max()) < _LUT:
+        there = np.zeros(int(pid.max()) + 1, np.bool_)
+        there[pid] = True
+        return np.flatnonzero(there).astype(np.int32), (np.cumsum(there, dtype=np.int32) - np.int32(1))[pid]
+    tids, at = np.unique(pid, return_inverse=True)
+    return tids, at.astype(np.int32)
+
+
+def _lost(recording: Recording) -> tuple[I64, I64]:
+    """The rows i64[k], in order, before which events were lost, and how many."""
+    losses = recording.losses
+    # at a CPU's end there is no event of its own that follows
+    inner = losses.row < np.array([s.last for s in recording.streams], np.int64)[losses.stream]
+    rows, first = np.unique(losses.row[inner], return_index=True)
+    return rows, losses.count[inner][first]

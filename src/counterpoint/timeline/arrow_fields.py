@@ -240,10 +240,10 @@ def _array(column: _Column, kind: Any, parts: list[_Part], count: int) -> Any:  
     return pa.Array.from_buffers(kind, count, [valid, offsets], children=[pa.array(data)])
 
 
-def from_numpy(kind: Any, values: npt.NDArray[Any], there: npt.NDArray[np.bool_]) -> Any:  # noqa: ANN401
-    """An Arrow array of ``values`` [n], null where ``there`` bool[n] is False."""
+def from_numpy(kind: Any, values: npt.NDArray[Any], there: npt.NDArray[np.bool_] | None = None) -> Any:  # noqa: ANN401
+    """An Arrow array of ``values`` [n], null where ``there`` bool[n] is False (None: nowhere)."""
     pa = arrow()
-    valid = None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
+    valid = None if there is None or there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
     return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(np.ascontiguousarray(values))])
 
 

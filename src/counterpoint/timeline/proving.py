@@ -27,6 +27,7 @@ from counterpoint.proof.relation import (
     kvm_scale,
     relation_of,
     scaled_relation,
+    slack_of,
 )
 from counterpoint.proof.sharpening import sharpened
 from counterpoint.proof.sums import Hypervisor, Sum
@@ -93,6 +94,14 @@ def prove_guest(
             f"{parent}: no kvm_entry or kvm_exit events: {name}'s clocks are bounded only by when each thread of the"
             " host was on a CPU, by its sched_switch events (record the host with -e kvm for tighter bounds)"
         )
+    slack = slack_of(host, guest)
+    if slack != (0, 0):
+        pool = pool.widened(slack)
+        warnings.append(
+            f"{name} against {parent}: stamps are rounded, so every run window is taken to begin {slack[0]} and to end"
+            f" {slack[1]} {host.unit} beyond its events' (trace.dat has whole stamps, and trace-cmd report -t shows"
+            " them)"
+        )
     relation = relation_of(host, guest)
     kvm_clocks = [] if relation.constant or not use_claims else kvm_clock_relations(host, guest)
     if relation.scale is None and not kvm_clocks:
@@ -117,10 +126,14 @@ def prove_guest(
     counted += [c for c in logged if isinstance(c, CounterClaim)]
     if part is not None:
         writes = part.claims(writes, pool)
+    if slack != (0, 0):
+        # when they were made is not known well enough to tell on which side of a change an event is
+        writes, counted = [], []
     for cpu, tid in tids.items():
         if tid not in pool.tids:
             raise UsageError(f"--tid {cpu}={tid}: thread {tid} has no kvm events in {parent}")
-    counter = counters.info(parent, name) if relation.constant else None
+    # rounded stamps lie on a lattice that is not the counter's
+    counter = counters.info(parent, name) if relation.constant and slack == (0, 0) else None
     if counter is not None and pool.guest_host is not None and pool.guest_host.clock is Clock.REFERENCE:
         counter = CounterInfo(reason=f"its offset is not to the clock of the CPU of {parent} that it was on")
     job = _Job(guest, tracks, pool, hints, by_cpu, writes, counted)
@@ -142,7 +155,9 @@ def prove_guest(
             warnings.append(f"{name}: CPU {claim.guest_cpu}, which {source} speaks of, has no events")
     for cpu in tids.keys() - known:
         warnings.append(f"{name}: CPU {cpu}, which --tid speaks of, has no events")
-    vcpus, whole = _sharpened(host, guest, vcpus, pool)
+    # of what is only printed, the fields that anchors need are not all known
+    is_whole = slack == (0, 0) and host.has_fields and guest.has_fields
+    vcpus, whole = _sharpened(host, guest, vcpus, pool) if is_whole else (vcpus, None)
     vcpus = _by_its_clock(guest, vcpus, pool, parent)
     if counter is not None and whole is not None:
         counter = counters.with_guest(counter, parent, name, whole)

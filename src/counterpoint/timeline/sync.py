@@ -17,6 +17,7 @@ from counterpoint.proof.counters import Counters
 from counterpoint.proof.matching import ThreadPool
 from counterpoint.proof.nesting import GuestHost
 from counterpoint.proof.relation import (
+    CLOCKS,
     FIRST_HOST,
     relation_of,
     scaled_relation,
@@ -100,6 +101,7 @@ def sync(
     frequency: int | None = None,
     ks: Iterable[str] = (),
     hosts: Iterable[Source] = (),
+    clocks: Iterable[str] = (),
     claims: Iterable[tuple[str | None, Claim | CounterClaim]] = (),
     wall: HostPairs | None = None,
     progress: Callable[[str], None] | None = None,
@@ -113,6 +115,7 @@ def sync(
     stamps do not tell, ``ks`` "NAME=K" relate a machine's stamps to it. ``claim_events``: "SYSTEM:NAME:FIELD" of the
     host's events that log an offset.
     ``hosts``: further hosts that guests went to, in that order. ``claims``: more claims, each of a guest (None: all).
+    ``clocks``: "[NAME=]CLOCK" of recordings that do not name theirs.
     ``wall``: readings of the hosts' counters and CLOCK_REALTIME, by recording name, that relate the hosts.
     ``progress`` is called with a few words before each step that may take long.
     Raises BadFileError for files that cannot be read and UsageError for a request that makes no sense.
@@ -125,7 +128,9 @@ def sync(
     names = _names([host_recording, *recordings, *others])
     host_name, guest_names, other_names = names[0], names[1 : 1 + len(recordings)], names[1 + len(recordings) :]
     parent_of = _parents(host_name, guest_names, parents or {})
-    by_name = dict(zip(names, [host_recording, *recordings, *others], strict=True))
+    by_name = _in_clocks(dict(zip(names, [host_recording, *recordings, *others], strict=True)), clocks)
+    host_recording = by_name[host_name]
+    _check_rounding(by_name, parent_of, host_name)
     typed: list[tuple[str | None, Claim | CounterClaim]] = []
     if use_claims:
         typed += [given.parse_offset(text) for text in offsets]
@@ -222,6 +227,30 @@ def _open(source: Source, say: Callable[[str], None]) -> Recording:
         return source
     say(f"reading {fspath(source)}")
     return Recording.open(source)
+
+
+def _in_clocks(recordings: dict[str, Recording], clocks: Iterable[str]) -> dict[str, Recording]:
+    """The recordings in the clocks that are said: "NAME=CLOCK", or "CLOCK" of all that name none."""
+    out = dict(recordings)
+    for text in clocks:
+        name, equals, clock = text.rpartition("=")
+        if equals and name not in out:
+            raise UsageError(f"--clock {text}: no recording is called {name!r} (there are: {', '.join(out)})")
+        if clock not in CLOCKS:
+            raise UsageError(f"--clock {text}: {clock!r} is no trace clock ({', '.join(CLOCKS)})")
+        for one in [name] if equals else [n for n, r in recordings.items() if r.clock.startswith("unknown")]:
+            out[one] = out[one].in_clock(clock)
+    return out
+
+
+def _check_rounding(recordings: Mapping[str, Recording], parent_of: Mapping[str, str], host: str) -> None:
+    """Refuse what is proved through several machines' stamps where some are rounded."""
+    rounded = [name for name, recording in recordings.items() if recording.rounding != (0, 0)]
+    if rounded and (len(recordings) > 1 + len(parent_of) or any(parent != host for parent in parent_of.values())):
+        raise UsageError(
+            f"the stamps of {', '.join(rounded)} are rounded: nested guests and guests that moved need whole ones"
+            " (trace.dat, or trace-cmd report -t)"
+        )
 
 
 def _names(recordings: Sequence[Recording]) -> list[str]:

@@ -144,19 +144,23 @@ class Container:
             cursor.take(packed, what)
 
 
+def map_file(path: str) -> npt.NDArray[np.uint8]:
+    """The bytes of a file, mapped; BadFileError where there are none."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 (memmap takes the open file)
+            size = file.seek(0, 2)
+            if size == 0:
+                raise BadFileError("the file is empty", path, 0)
+            file.seek(0)
+            return np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
+    except OSError as err:
+        raise BadFileError(f"cannot be read: {err.strerror or err}", path) from None
+
+
 def open_container(path: str | PathLike[str]) -> Container:
     """Map ``path`` and find its pieces; BadFileError where it is no readable trace.dat file."""
     name = fspath(path)
-    try:
-        with open(name, "rb") as file:  # noqa: PTH123 (memmap takes the open file)
-            size = file.seek(0, 2)
-            if size == 0:
-                raise BadFileError("the file is empty", name, 0)
-            file.seek(0)
-            mapped = np.memmap(file, dtype=np.uint8, mode="r")
-    except OSError as err:
-        raise BadFileError(f"cannot be read: {err.strerror or err}", name) from None
-    container = Container(name, np.asarray(mapped))
+    container = Container(name, map_file(name))
     cursor = Cursor(container.mapped.data, name)
     if bytes(container.mapped[: len(MAGIC)]) != MAGIC:
         raise BadFileError("not a trace.dat file (it does not begin with the magic 17 08 44 'tracing')", name, 0)
@@ -341,8 +345,66 @@ def _read_v6(out: Container, cursor: Cursor) -> None:
         raise cursor.error("nothing was read")
 
 
+def read_tables(path: str, mapped: npt.NDArray[np.uint8], begin: int, size: int) -> Container:
+    """Find the tables of events in perf.data, which are those of a version 6 file and end where its CPUs would begin.
+
+    Layout: tools/perf/util/trace-event-info.c and trace-event-read.c. BadFileError where they are not so.
+    """
+    out = Container(path, mapped)
+    end = min(begin + size, len(mapped))
+    cursor = Cursor(mapped[:end].data, path)
+    cursor.pos = begin
+    if cursor.take(len(MAGIC), "the event formats") != MAGIC:
+        raise BadFileError("the event formats do not begin with the magic 17 08 44 'tracing'", path, begin)
+    version = cursor.string("the version of the event formats", 16)
+    out.big_endian = cursor.big_endian = cursor.uint(1, "the byte order") == 1
+    out.long_size = cursor.uint(1, "the size of a long")
+    cursor.uint(4, "the page size")
+    if out.long_size not in (4, 8):
+        raise BadFileError(f"a long of {out.long_size} bytes is neither 4 nor 8", path, cursor.pos)
+    _v6_tables(out, cursor, with_comms=version not in ("0.4", "0.5"))
+    return out
+
+
 def _v6_pieces(out: Container, cursor: Cursor) -> None:
     """Walk the linear sequence of version 6."""
+    _v6_tables(out, cursor, with_comms=True)
+    cpus = cursor.uint(4, "the number of CPUs")
+    if cpus > MAX_CPUS:
+        raise cursor.error(f"{cpus} CPUs are more than {MAX_CPUS}")
+    out.cpus_in_header = cpus
+    kind = cursor.take(10, "the kind of the data")
+    if kind.startswith(b"options"):
+        _options(cursor, out, ends_at_zero=True)
+        kind = cursor.take(10, "the kind of the data")
+    for option in out.options:
+        if option.id == Option.CPUCOUNT and len(option.data) >= 4:
+            cpus = min(int.from_bytes(option.data[:4], "big" if out.big_endian else "little"), MAX_CPUS)
+    if kind.startswith(b"latency"):
+        out.has_latency_text = True
+        return
+    if not kind.startswith(b"flyrecord"):
+        raise cursor.error(f"'flyrecord' was expected, {kind!r} is there")
+    out.buffers.append(_buffer_v6(out, cursor, "", cpus))
+    for option in out.options:
+        if option.id != Option.BUFFER:
+            continue
+        where = Cursor(option.data, out.path, big_endian=out.big_endian, base=option.offset)
+        try:
+            offset = where.uint(8, "a buffer's offset")
+            name = where.string("a buffer's name")
+            if offset == 0:
+                continue
+            instance = out.cursor(offset)
+            if not instance.take(10, "a buffer").startswith(b"flyrecord"):
+                raise instance.error("'flyrecord' was expected")
+            out.buffers.append(_buffer_v6(out, instance, name, cpus))
+        except BadFileError as err:
+            out.warnings.append(str(err))
+
+
+def _v6_tables(out: Container, cursor: Cursor, *, with_comms: bool) -> None:
+    """The pieces before the CPUs."""
 
     def piece(section: Option, skip: int) -> None:
         begin = cursor.pos
@@ -382,44 +444,12 @@ def _v6_pieces(out: Container, cursor: Cursor) -> None:
     end, cursor.pos = cursor.pos, begin
     piece(Option.EVENT_FORMATS, end)
 
-    for section, size_bytes in ((Option.KALLSYMS, 4), (Option.PRINTK, 4), (Option.CMDLINES, 8)):
+    comms = ((Option.CMDLINES, 8),) if with_comms else ()
+    for section, size_bytes in ((Option.KALLSYMS, 4), (Option.PRINTK, 4), *comms):
         begin = cursor.pos
         end = skip_sized(begin, size_bytes, f"section {section.name}")
         cursor.pos = begin
         piece(section, end)
-
-    cpus = cursor.uint(4, "the number of CPUs")
-    if cpus > MAX_CPUS:
-        raise cursor.error(f"{cpus} CPUs are more than {MAX_CPUS}")
-    out.cpus_in_header = cpus
-    kind = cursor.take(10, "the kind of the data")
-    if kind.startswith(b"options"):
-        _options(cursor, out, ends_at_zero=True)
-        kind = cursor.take(10, "the kind of the data")
-    for option in out.options:
-        if option.id == Option.CPUCOUNT and len(option.data) >= 4:
-            cpus = min(int.from_bytes(option.data[:4], "big" if out.big_endian else "little"), MAX_CPUS)
-    if kind.startswith(b"latency"):
-        out.has_latency_text = True
-        return
-    if not kind.startswith(b"flyrecord"):
-        raise cursor.error(f"'flyrecord' was expected, {kind!r} is there")
-    out.buffers.append(_buffer_v6(out, cursor, "", cpus))
-    for option in out.options:
-        if option.id != Option.BUFFER:
-            continue
-        where = Cursor(option.data, out.path, big_endian=out.big_endian, base=option.offset)
-        try:
-            offset = where.uint(8, "a buffer's offset")
-            name = where.string("a buffer's name")
-            if offset == 0:
-                continue
-            instance = out.cursor(offset)
-            if not instance.take(10, "a buffer").startswith(b"flyrecord"):
-                raise instance.error("'flyrecord' was expected")
-            out.buffers.append(_buffer_v6(out, instance, name, cpus))
-        except BadFileError as err:
-            out.warnings.append(str(err))
 
 
 def _buffer_v6(out: Container, cursor: Cursor, name: str, cpus: int) -> BufferData:
