@@ -37,6 +37,7 @@ CASES = [
         name="arm64-pause",
         about="the VMM stops the guest for 1.5 s in mid-recording: its counter goes on from where it was",
         during=_pause,
+        options="--no-kallsyms -e sched:sched_switch -e irq -e timer:hrtimer_*",
     ),
     Arm64(
         name="arm64-restore",
