@@ -131,6 +131,7 @@ GUEST = {
     "switch": HOST["switch"], "waking": HOST["waking"],
     "start": event(30, "timer", "hrtimer_start", "u64 hrtimer", "u64 function", "s64 expires", "s64 softexpires"),
     "expire": event(31, "timer", "hrtimer_expire_entry", "u64 hrtimer", "s64 now", "u64 function"),
+    "noise": event(33, "osnoise", "sample_threshold", "u64 start", "u64 duration", "u64 interference"),
     "expired": event(32, "timer", "hrtimer_expire_exit", "u64 hrtimer"),
 }  # fmt: skip
 VCPU, HOG, TASK, OTHER = 147, 900, 60, 61
@@ -240,6 +241,19 @@ def test_between_two_events_of_a_task_its_sleep_is_told_from_its_waiting(tmp_pat
     assert one.pieces[-1].cause.name == "late"
 
 
+def test_a_sample_ends_with_its_event(tmp_path):
+    guest = [*CASE_GUEST, f"0 7200 noise {TASK} duration=5200"]
+    explainer = Explainer(small(tmp_path, CASE_HOST, guest))
+    found = explainer.tasks("guest").samples("osnoise:sample_threshold", "duration")
+
+    (one,) = explainer.explain("guest", found, [0])
+
+    base = explainer.result.timeline.base
+    assert (one.begin + base, one.end + base) == (2000, 7200)
+    assert {"exit", "host irq", "host task", "vmm"} <= {piece.cause.kind for piece in one.pieces}
+    assert one.shares()[0][0].name == "hog"
+
+
 def test_what_the_host_did_not_see_is_unexplained(tmp_path):
     explainer = Explainer(small(tmp_path, CASE_HOST, CASE_GUEST))
     base = explainer.result.timeline.base
@@ -295,10 +309,12 @@ def test_the_command(capsys):
     [
         (["--over", "soon"], "--over soon: a time such as 250us or 1.5ms is expected"),
         (["--begin", "sched_switch"], "--begin and --end belong together"),
-        (["--timers", "--interrupts"], "--timers, --interrupts, --begin with --end, --interval: choose one"),
+        (["--timers", "--interrupts"], "--timers, --interrupts, --sample, --begin with --end, --interval: choose one"),
         (["--begin", "nothing", "--end", "sched_switch"], "has no event nothing"),
         (["--guest", "nobody"], "no guest is called 'nobody' (there are: guest)"),
         (["--interval", "0=5..3"], "it ends before it begins"),
+        (["--sample", "sched_switch"], "[SYSTEM:]EVENT:FIELD is expected"),
+        (["--sample", "sched_switch:nothing"], "has no integer field nothing"),
         (["--interval", "x"], "[GUEST:]CPU=FROM..TO is expected"),
         (["--top", "0"], "--top 0: 1 or more is expected"),
         (["--at", "noon"], "--at noon: a host stamp is expected"),

@@ -142,6 +142,7 @@ def _title(explainer: Explainer, found: Found, each: Explanation) -> str:
         "wakeup": f"ran on CPU {cpu} {took} after {'its timer was due' if timer else 'it was woken'}",
         "timer": f"a timer expired on CPU {cpu}, where it ran, {took} late",
         "interrupt": f"was interrupted on CPU {cpu} {took} after the host asked for it",
+        "sample": f"tells of {took} on CPU {cpu}",
         "between": f"took {took}, to CPU {cpu}",
     }[of.kind]
     return f"{task} {what}\n   at host stamp {end}{bound}"
