@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := tests/data/x86-agent
 
-.PHONY: demo test test-long test-live worlds lint bench zipapp lab-x86 lab-arm64 lab-all clean help
+.PHONY: demo test test-long test-live worlds lint bench zipapp fuzz lab-x86 lab-arm64 lab-all clean help
 
 help:
 	@echo "make demo   the main job on a bundled recording of a host and its guest"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench  timings, side by side with trace-cmd"
 	@echo "make lab-x86, lab-arm64  a real host and guest in an emulated machine, end to end (CASE=plain; needs apt-get)"
 	@echo "make lab-all  every case of the lab (an hour or two), and its table of results"
+	@echo "make fuzz   some thousands of damaged inputs for every reader"
 	@echo "make zipapp counterpoint.pyz: the live commands in one file, for any Python from 3.9 on"
 
 $(VENV)/.installed: pyproject.toml
@@ -58,6 +59,10 @@ lint: $(VENV)/.develop
 
 bench: $(VENV)/.develop
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+RUNS ?= 3000
+fuzz: $(VENV)/.develop
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz --runs $(RUNS) $(ARGS)
 
 # what it needs of Debian is fetched once and unpacked below ~/.cache (COUNTERPOINT_LAB_CACHE); nothing is installed
 CASE ?= plain

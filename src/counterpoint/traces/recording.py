@@ -46,7 +46,7 @@ class Recording:
         lengths = np.array([s.last - s.first for s in self.streams], np.int64)
         self.stream_of = np.repeat(np.arange(len(self.streams), dtype=np.uint16), lengths)
         some = next(iter(self.formats.values()), None)
-        common = {f.name: f for f in some.common} if some else {}
+        common = {f.name: f for f in some.common if f.kind == "int"} if some else {}
         type_field = common.get("common_type", _COMMON_TYPE)
         pid_field = common.get("common_pid", _COMMON_PID)
         self.event_id = self._ints(type_field, self._offset, self._length).astype(np.uint16, copy=False)
