@@ -363,6 +363,17 @@ def test_the_pages_queries_find_something(written):
     assert found[0] and found[1] and found[3] and found[5]
 
 
+def test_lost_events_are_told(tmp_path):
+    result = world(tmp_path / "world", seed=5, events=2000, lose=3)
+    write_perfetto(result, tmp_path / "out.pftrace", overwrite=False)
+    host = result.timeline.machines[0].recording
+    lossy = {host.streams[n].cpu for n in host.losses.stream.tolist()}
+    packets = Trace.FromString((tmp_path / "out.pftrace").read_bytes()).packet
+    bundles = [p.ftrace_events for p in packets if p.HasField("ftrace_events") and not p.machine_id]
+    assert lossy
+    assert {bundle.cpu for bundle in bundles if bundle.lost_events} == lossy
+
+
 def test_an_existing_file_is_kept(tmp_path):
     path = tmp_path / "out.pftrace"
     path.write_bytes(b"mine")
