@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from counterpoint.analysis.injections import NEVER, InGuest, Interrupts, Source, arm64_timers, x86_interrupts
+from counterpoint.analysis.injections import (
+    NEVER,
+    InGuest,
+    Interrupts,
+    Source,
+    apicv_interrupts,
+    arm64_timers,
+    x86_interrupts,
+)
 from writers.scripts import kind, placed, scripted
 
 A, B = 147, 148
@@ -25,6 +33,8 @@ HOST = {
 GUEST = {
     "irq": kind(30, "irq:irq_handler_entry", "int irq", "text name"),
     "expire": kind(31, "timer:hrtimer_expire_entry", "u64 hrtimer"),
+    "vector": kind(33, "irq_vectors:local_timer_entry", "int vector"),
+    "leave": kind(34, "irq_vectors:local_timer_exit", "int vector"),
     "switch": kind(32, "sched:sched_switch", "pid_t next_pid"),
 }
 IRQ = "common_flags=9"
@@ -111,6 +121,27 @@ def test_where_the_processor_delivers_no_handler_is_certain(tmp_path):
     found = x86(tmp_path, (*FIRST, *SECOND, f"0 190 apicv {A} apicid=0 vec=55"))
 
     assert [row[3:] for row in rows(found)] == [(118, -1), (165, -1)]
+
+
+def test_what_the_processor_delivers_is_known_by_its_vector(tmp_path):
+    asked = "150 apicv {} apicid=0 vec=236"
+    host = ["0 100 entry 147", f"0 {asked.format(A)}", f"1 155 apicv {B} apicid=0 vec=236",
+            "0 156 apicv 9 apicid=0 vec=37", "0 157 apicv 9 apicid=0 dm=1024 vec=236", "0 900 exit 147"]  # fmt: skip
+    guest = [f"0 {at} vector 0 vector=236 {IRQ}" for at in (120, 170)] + [
+        "0 130 leave 0 vector=236",
+        "1 160 vector 0 vector=236",
+    ]
+    inside = placed(scripted(tmp_path / "guest.dat", GUEST, *guest))
+
+    def found(width: int) -> list[tuple[int, ...]]:
+        guests = {A: InGuest(inside, np.full(len(inside.recording), width, np.int64), 0)}
+        pairs = apicv_interrupts(placed(scripted(tmp_path / "host.dat", HOST, *host)), guests, IDS)
+        assert pairs is not None
+        return rows(pairs)
+
+    assert found(5) == [(236, 150, -1, -1, 170)]
+    assert found(20) == []
+    assert apicv_interrupts(placed(scripted(tmp_path / "host.dat", HOST, *FIRST)), {}, IDS) is None
 
 
 def test_who_asked(tmp_path):

@@ -22,7 +22,7 @@ from counterpoint.traces.recording import Recording
 
 _LCB_F_SPIN = 1
 
-Kind = Literal["wakeup", "timer", "between", "interrupt"]
+Kind = Literal["wakeup", "timer", "between", "interrupt", "sample"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +155,31 @@ class GuestTasks:
         end = np.maximum(known.when, due)
         pid = self.recording.pid[known.row].astype(np.int64)
         return Latencies("timer", due, end, end, pid, known.cpu, known.cpu, known.row, known.row, known.row, vague)
+
+    def samples(self, pattern: str, field: str) -> Latencies:
+        """Events called so, whose integer ``field`` holds the ns that they tell of: timerlat's and osnoise's samples.
+
+        UsageError where none of them has such a field.
+        """
+        if self._rate is None:
+            return Latencies("sample", *[np.zeros(0, np.int64)] * 10)
+        rows, took = [], []
+        for event_id in np.unique(self.recording.event_id[self.rows_named(pattern)]).tolist():
+            event = self.recording.formats[event_id]
+            known = event.field(field)
+            if known is not None and known.kind == "int" and not known.dynamic:
+                mine = self.recording.rows(event)
+                mine = mine[self.placed.machine.placed[mine]]
+                rows.append(mine)
+                took.append(self.recording.column(event, field, mine).astype(np.int64))
+        if not rows:
+            raise UsageError(f"{pattern} of {self.recording.path} has no integer field {field}")
+        row, ns = np.concatenate(rows), np.concatenate(took)
+        row, ns = row[ns >= 0], ns[ns >= 0]
+        end, cpu, none = self.placed.when(row), self.placed.cpu(row), np.full(len(row), -1, np.int64)
+        begin = end - self._rate.from_ns(ns)[0].astype(np.int64)
+        pid = self.recording.pid[row].astype(np.int64)
+        return Latencies("sample", begin, end, end, pid, cpu, cpu, none, row, row, np.zeros_like(none))
 
     def between(self, begins: I64, ends: I64) -> Latencies:
         """From each event of a task among the rows ``begins`` to its next among ``ends``.

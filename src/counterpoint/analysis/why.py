@@ -409,6 +409,8 @@ class Explainer:
             case State.KERNEL:
                 return Cause("exit", machine, reason)
             case State.USER:
+                if states.context[step] == Context.SYSCALL:
+                    reason += f", in system call {int(states.what[step])}"
                 return Cause("vmm", machine, reason)
             case State.OUTSIDE:
                 return Cause("outside", machine, reason)

@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--begin", metavar="[SYSTEM:]EVENT", help="from such an event of a task ...")
     what.add_argument("--end", metavar="[SYSTEM:]EVENT", help="... to its next one of this kind")
     what.add_argument(
+        "--sample", metavar="[SYSTEM:]EVENT:FIELD",
+        help="an event whose field holds the ns that it tells of and ends: ftrace:timerlat:timer_latency,"
+        " osnoise:sample_threshold:duration",
+    )  # fmt: skip
+    what.add_argument(
         "--interval", metavar="[GUEST:]CPU=FROM..TO", action="append", default=[],
         help="explain what this vCPU did between two host stamps (repeatable)",
     )  # fmt: skip
@@ -66,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.begin is None) != (args.end is None):
         raise UsageError("--begin and --end belong together")
-    if sum((args.begin is not None, args.timers, args.interrupts, bool(args.interval))) > 1:
-        raise UsageError("--timers, --interrupts, --begin with --end, --interval: choose one")
+    if sum(map(bool, (args.begin, args.timers, args.interrupts, args.sample, args.interval))) > 1:
+        raise UsageError("--timers, --interrupts, --sample, --begin with --end, --interval: choose one")
     if args.top is not None and args.top < 1:
         raise UsageError(f"--top {args.top}: 1 or more is expected")
     over = _duration(args.over)
@@ -146,6 +151,11 @@ def _search(args: argparse.Namespace, explainer: Explainer) -> tuple[str, Callab
             f"times from {args.begin} to {args.end}",
             lambda guest: tasks(guest).between(tasks(guest).rows_named(args.begin), tasks(guest).rows_named(args.end)),
         )
+    if args.sample is not None:
+        name, colon, field = args.sample.rpartition(":")
+        if not colon or not name or not field:
+            raise UsageError(f"--sample {args.sample}: [SYSTEM:]EVENT:FIELD is expected")
+        return f"samples of {name}", lambda guest: tasks(guest).samples(name, field)
     if args.interrupts:
         return "interrupts", explainer.interrupts
     if args.timers:

@@ -177,7 +177,7 @@ class _Lines:
             least = told["took"] // 200
             parts = [f"{self.time(host[s])} {label}" for s, label in _STATES.items() if host[s] > least]
             off = told["took"] - told["accounted"]
-            left = f"and took {self.time(off)} off" if off > 0 else "and took nothing off"
+            left = f"{self.time(off)} less" if off > 0 else "not less"
             yield from _wrapped(
                 f"as the guest believed it: while tasks had its CPUs, {self.time(told['took'])} by the host's clock, it"
                 f" accounted {self.time(told['accounted'])} to them by its own, {left}; of that time the host saw"
