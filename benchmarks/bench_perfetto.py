@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.outputs import perfetto
+from counterpoint.outputs.perfetto_vcpus import VcpuTracks
 from counterpoint.simulate import World, WorldOptions
 from counterpoint.timeline.sync import SyncResult, sync
 
 REPEATS = 3
 PARTS: Sequence[tuple[Any, str, str]] = (
-    (perfetto.VcpuTracks, "__init__", "vCPU states"),
-    (perfetto.VcpuTracks, "write", "vCPU tracks"),
+    (VcpuTracks, "__init__", "vCPU states"),
+    (VcpuTracks, "write", "vCPU tracks"),
     (perfetto, "write_sched", "scheduler"),
     (perfetto, "write_instants", "instants"),
     (perfetto, "find_flows", "arrows"),
