@@ -35,7 +35,7 @@ demo: $(VENV)/.installed
 	$(BIN)/counterpoint sync $(DEMO)/host.dat $(DEMO)/guest.dat -o demo.pftrace --force
 	@echo
 	@echo "demo.pftrace is written. Open it at https://ui.perfetto.dev (the file stays on your machine):"
-	@echo "host and guest are two groups of tracks; 'Counterpoint: proof' at the top says how they were related."
+	@echo "host and guest are two groups of tracks; 'Counterpoint: proof' in the first group says how they were related."
 	@echo "The same as text:  $(BIN)/counterpoint show $(DEMO)/host.dat $(DEMO)/guest.dat | less"
 
 test: $(VENV)/.develop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict, namedtuple
 from itertools import pairwise
 from pathlib import Path
@@ -79,8 +80,10 @@ class Written:
             for n, (name, parent) in enumerate(zip(names, parents, strict=True))
         ]  # fmt: skip
         self.data = (folder / "out.pftrace").read_bytes()
-        rows = trace_processor.run(self.data, *QUERIES.values())
-        self.rows = dict(zip(QUERIES, rows, strict=True))
+        page = (DATA.parent.parent / "docs" / "perfetto.md").read_text()
+        self.page = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+        rows = trace_processor.run(self.data, *QUERIES.values(), *self.page)
+        self.rows = dict(zip((*QUERIES, *self.page), rows, strict=True))
 
     def ns(self, machine):
         return self.rate.array_to_ns(machine.host_stamp)
@@ -350,6 +353,25 @@ def test_the_proof_is_in_the_trace_and_its_claims(written):
                 assert facts[f"{prefix}/claim{index}"].startswith(
                     f"offset {claim.claim.offset} by {claim.claim.source}"
                 )
+
+
+def test_the_pages_queries_find_something(written):
+    assert len(written.page) == 6
+    found = [bool(written.rows[query]) for query in written.page]
+    if "x86-agent" in str(written.result.host.path):
+        assert found == [True] * 6
+    assert found[0] and found[1] and found[3] and found[5]
+
+
+def test_lost_events_are_told(tmp_path):
+    result = world(tmp_path / "world", seed=5, events=2000, lose=3)
+    write_perfetto(result, tmp_path / "out.pftrace", overwrite=False)
+    host = result.timeline.machines[0].recording
+    lossy = {host.streams[n].cpu for n in host.losses.stream.tolist()}
+    packets = Trace.FromString((tmp_path / "out.pftrace").read_bytes()).packet
+    bundles = [p.ftrace_events for p in packets if p.HasField("ftrace_events") and not p.machine_id]
+    assert lossy
+    assert {bundle.cpu for bundle in bundles if bundle.lost_events} == lossy
 
 
 def test_an_existing_file_is_kept(tmp_path):

@@ -32,6 +32,9 @@ MIN_IN_BIN = 20
 """The shortest bin that has so many exits on average is taken."""
 MAX_BINS = 1 << 20
 
+_LAST = 1 << 20
+"""The rank of counters among a machine's tracks."""
+
 
 class VcpuTracks:
     """Writes the tracks of all vCPUs of a timeline."""
@@ -187,6 +190,7 @@ class VcpuTracks:
             f"{who} exits a second",
             lane.group,
             unit="1/s",
+            order=_LAST,
             description=f"kvm_exit events in bins of {size // 1_000_000} ms; lost ones are not counted",
         )
         self._trace.counter(track, begins[changed], rates[changed])

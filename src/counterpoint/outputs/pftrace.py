@@ -203,6 +203,8 @@ def clean(value: Text) -> bytes:
     Bytes that are not UTF-8, lone surrogates, control characters (tab and newline stay) and marks that change
     the direction of writing become U+FFFD. What is longer than ``MAX_TEXT_BYTES`` is cut.
     """
+    if isinstance(value, str) and len(value) <= MAX_TEXT_BYTES and value.isascii() and value.isprintable():
+        return value.encode()
     if isinstance(value, bytes):
         value = value[: MAX_TEXT_BYTES + 4].decode("utf-8", "replace")
     data = _UNFIT.sub("\ufffd", value[: MAX_TEXT_BYTES + 1]).encode()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -42,10 +43,13 @@ _WORD_BITS = 56  # of the value in the eight bytes of a word: seven in each
 _WORD_MASK = np.uint64((1 << _WORD_BITS) - 1)
 _VARINT_BYTES = 10
 _U64 = 1 << 64
+_ONE_BYTE = [bytes([value]) for value in range(0x80)]
 
 
 def varint(value: int, length: int = 1) -> bytes:
     """One integer from -2**63 to 2**64 - 1 as a varint of at least ``length`` bytes; a negative one takes ten."""
+    if 0 <= value < 0x80 and length <= 1:
+        return _ONE_BYTE[value]
     if not -(_U64 >> 1) <= value < _U64:
         raise ValueError(f"{value} does not fit into 64 bits")
     value %= _U64
@@ -66,6 +70,7 @@ def _kind(values: NDArray[Any]) -> str:
     return f"{values.dtype} of shape {values.shape}"
 
 
+@cache
 def _tag(field: int, wire_type: int) -> bytes:
     return varint(field << 3 | wire_type)
 
