@@ -2,8 +2,8 @@
 
     python benchmarks/bench_ctf.py [--events N] [--host FILE --guest FILE]
 
-The recordings' own timeline is written again and again until N events are; to memory, where there is /dev/shm.
-CPU seconds are counted.
+Of a simulated host and guest of N events, or of two recordings. CPU seconds are counted; the files go to memory, where
+there is /dev/shm. What is read and written once, formats and metadata, shows in short recordings.
 """
 
 from __future__ import annotations
@@ -14,37 +14,36 @@ import time
 from pathlib import Path
 
 from counterpoint.outputs.ctf import write_traces
+from counterpoint.simulate import World, WorldOptions
 from counterpoint.timeline.merge import Timeline
 from counterpoint.timeline.sync import sync
 
-DATA = Path(__file__).parent.parent / "tests" / "data" / "x86-agent"
 MEMORY = Path("/dev/shm")
 
 
-def measured(timeline: Timeline, events: int, folder: Path) -> str:
-    rounds = max(1, events // len(timeline))
+def measured(timeline: Timeline, out: Path) -> str:
+    out.mkdir()
     begin = time.process_time()
-    for number in range(rounds):
-        out = folder / str(number % 2)
-        out.mkdir(exist_ok=True)
-        write_traces(timeline, out, out)
-        size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
-        for file in [*out.rglob("*")][::-1]:
-            file.rmdir() if file.is_dir() else file.unlink()
+    write_traces(timeline, out, out)
     seconds = time.process_time() - begin
-    total = rounds * len(timeline)
-    return f"{total / seconds / 1e6:8.2f} million events/s, {size / len(timeline):.1f} bytes an event"
+    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    return f"{len(timeline) / seconds / 1e6:8.2f} million events/s, {size / len(timeline):.1f} bytes an event"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=2_000_000)
-    parser.add_argument("--host", type=Path, default=DATA / "host.dat")
-    parser.add_argument("--guest", type=Path, default=DATA / "guest.dat")
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--host", type=Path)
+    parser.add_argument("--guest", type=Path)
     args = parser.parse_args()
-    timeline = sync(args.host, args.guest).timeline
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        print(f"CTF: {measured(timeline, args.events, Path(folder))}")
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
+        folder = Path(name)
+        files = [args.host, args.guest]
+        if None in files:
+            World(WorldOptions(events=args.events)).write(folder / "world")
+            files = [folder / "world" / "host.dat", folder / "world" / "guest.dat"]
+        timeline = sync(*files).timeline
+        print(f"CTF: {measured(timeline, folder / 'out')}")
 
 
 if __name__ == "__main__":

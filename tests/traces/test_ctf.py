@@ -287,7 +287,7 @@ def test_what_cannot_be_read_is_said(tmp_path, capsys, monkeypatch):
 
     good = TSDL.replace("FREQ", "1000000000")
     assert "babeltrace2 cannot read it" in said("/* CTF 1.8 */ trace { nonsense")
-    assert "babeltrace2 cannot read it" in said(good, b"\xc1\x1f\xfc\xc1" + bytes(40))
+    assert "babeltrace2 cannot read" in said(good, bytes(44))
     packet = 0xC1FC1FC1.to_bytes(4, "little") + bytes(4)
     assert "it is a trace of ust, not of a kernel" in said(good.replace('"kernel"', '"ust"'), packet)
     assert "its streams have no clock" in said(
@@ -299,6 +299,23 @@ def test_what_cannot_be_read_is_said(tmp_path, capsys, monkeypatch):
     recording = Recording.open(DATA / "guest.dat")
     with pytest.raises(BadFileError, match="too much room"):
         Recording.open(written(recording, tmp_path / "out"))
+
+
+def test_a_stream_that_is_damaged_is_read_as_far_as_it_goes(tmp_path):
+    need_babeltrace()
+    trace = channels(tmp_path, [([10, 20], 22, 0), ([30, 40], 41, 0)], [([15, 50], 50, 0)])
+    data = bytearray((trace / "channel0_0").read_bytes())
+    size = (len(data) - 2 * HEAD) // 4
+    # an event that no metadata tells of
+    data[2 * HEAD + 3 * size : 2 * HEAD + 3 * size + 2] = b"\xff\xff"
+    (trace / "channel0_0").write_bytes(data)
+
+    recording = Recording.open(lttng_shaped(trace, with_tid=True))
+
+    assert recording.stamp.tolist()[:3] == [10, 15, 20]
+    assert recording.stamp.tolist()[-1] == 50
+    assert any("cannot read 1 data streams to their end" in text for text in recording.warnings)
+    assert len(recording.losses.row)
 
 
 def test_without_babeltrace2_it_is_said_what_to_install(tmp_path, capsys, monkeypatch):

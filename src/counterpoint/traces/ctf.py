@@ -25,6 +25,7 @@ from counterpoint.clocks.counter import I32, I64, U64, relative
 from counterpoint.clocks.rate import Rate
 from counterpoint.errors import BadFileError, UsageError
 from counterpoint.traces.babeltrace import babeltrace
+from counterpoint.traces.child import Answer, in_child
 from counterpoint.traces.container import MAX_CPUS
 from counterpoint.traces.contents import Contents, Losses, Stream
 from counterpoint.traces.formats import MAX_FIELDS
@@ -73,14 +74,47 @@ def read(path: str) -> Contents:
     folder = trace_folder(Path(path))
     if folder is None:
         raise BadFileError("the folder holds no CTF trace: it has no metadata", path)
+    size = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
+    most = max(MIN_BYTES, MAX_RATIO * size)
+    # a damaged trace may make babeltrace2 crash, or fill the memory
+    said, (data, stamp, offset, length, *lost) = in_child(lambda: _columns(path, folder, most), path, 2 * most)
+    options = Options(recorder=said["recorder"], uname=said["uname"], date_offset_us=said["date_us"])
+    if said["tsc2nsec"] is not None:
+        mult, shift = said["tsc2nsec"]
+        options.tsc2nsec = Tsc2Nsec(mult, shift, 0)
+    return Contents(
+        path=path,
+        format="CTF",
+        clock=said["clock"],
+        cpus=max((cpu + 1 for cpu, _, _ in said["streams"]), default=0),
+        data=data,
+        stamp=stamp,
+        offset=offset,
+        length=length,
+        streams=tuple(Stream("", *place) for place in said["streams"]),
+        losses=Losses(*lost),
+        format_texts=[(system, text.encode()) for system, text in said["formats"]],
+        comms=lambda: {int(tid): comm for tid, comm in said["comms"].items()},
+        options=options,
+        warnings=said["warnings"],
+    )
+
+
+def _columns(path: str, folder: Path, most: int) -> Answer:
+    """What is in a trace; BadFileError where it takes more than ``most`` bytes."""
     bt2 = babeltrace()
     try:
-        return _Reader(bt2, path, folder).read()
+        return _Reader(bt2, path, folder, most).read()
     except bt2._Error as err:
-        causes = [cause.message for cause in err]
         raise BadFileError(
-            f"babeltrace2 cannot read it: {causes[0] if causes else err} (babeltrace2 {folder} may say more)", path
+            f"babeltrace2 cannot read it: {_cause(err)} (babeltrace2 {folder} may say more)", path
         ) from None
+
+
+def _cause(err: Any) -> str:  # noqa: ANN401
+    """The first cause of an error of babeltrace2."""
+    causes = [str(cause.message) for cause in err]
+    return causes[0] if causes else str(err)
 
 
 # -- kinds of events
@@ -128,7 +162,7 @@ class _Kind:
         return {m.name: at for m, at in zip(self.members, starts[:-1], strict=True)}
 
     @property
-    def text(self) -> tuple[str, bytes]:
+    def text(self) -> tuple[str, str]:
         """The system and the format text, as the kernel would show it."""
         lines = [f"name: {self.name}", f"ID: {self.number}", "format:"]
         for declaration, offset, size, signed in (
@@ -149,7 +183,7 @@ class _Kind:
         shown = [_shown(m) for m in self.members]
         arguments = "".join(f", {argument}" for _, argument in shown)
         lines += ["", f'print fmt: "{" ".join(text for text, _ in shown)}"{arguments}', ""]
-        return self.system, "\n".join(lines).encode()
+        return self.system, "\n".join(lines)
 
 
 def _shown(member: _Member) -> tuple[str, str]:
@@ -241,7 +275,7 @@ def _sink(bt2: Any) -> Any:  # noqa: ANN401
 class _Reader:
     """Reads one trace."""
 
-    def __init__(self, bt2: Any, path: str, folder: Path) -> None:  # noqa: ANN401
+    def __init__(self, bt2: Any, path: str, folder: Path, most: int) -> None:  # noqa: ANN401
         self._bt2, self._path, self._folder = bt2, path, folder
         self._native = import_module("bt2._native_bt")
         if missing := [name for name in _NATIVE if not hasattr(self._native, name)]:
@@ -259,11 +293,11 @@ class _Reader:
         self._task: tuple[int, Callable[[Any], Any]] | None = None
         self._own: tuple[int, Callable[[Any], Any]] | None = None
         self._warnings: list[str] = []
+        self._damaged: list[str] = []
         self._left_out: dict[str, str] = {}
-        size = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
-        self._budget = max(MIN_BYTES, MAX_RATIO * size)
+        self._budget = most
 
-    def read(self) -> Contents:
+    def read(self) -> Answer:
         """All messages, stream by stream, then all columns."""
         bt2 = self._bt2
         graph = bt2.Graph()
@@ -283,7 +317,13 @@ class _Reader:
         graph.run()
         if failed:
             raise failed[0]
-        return self._contents()
+        if self._damaged:
+            what = f"babeltrace2 cannot read {len(self._damaged)} data streams to their end: {self._damaged[0]}"
+            if not any(len(rows.stamp) for rows in self._rows):
+                raise BadFileError(f"{what} (babeltrace2 {self._folder} may say more)", self._path)
+            self._rows = [rows for rows in self._rows if rows.cpu >= 0 or len(rows.stamp)]
+            self._warnings.append(f"{self._path}: {what}")
+        return self._answer()
 
     # -- messages
 
@@ -300,12 +340,16 @@ class _Reader:
             bt2._DiscardedEventsMessageConst: self._on_discarded,
             bt2._DiscardedPacketsMessageConst: self._on_discarded_packets,
         }
-        for message in messages:
-            kind = type(message)
-            if kind is event:
-                self._on_event(message._ptr, rows)
-            elif kind in others:
-                others[kind](message, rows)
+        try:
+            for message in messages:
+                kind = type(message)
+                if kind is event:
+                    self._on_event(message._ptr, rows)
+                elif kind in others:
+                    others[kind](message, rows)
+        except bt2._Error as err:
+            self._damaged.append(_cause(err))
+            rows.lose(-1, None)
 
     def _on_stream(self, message: Any, rows: _Rows) -> None:  # noqa: ANN401, ARG002
         stream = message.stream
@@ -494,7 +538,7 @@ class _Reader:
 
     # -- columns
 
-    def _contents(self) -> Contents:
+    def _answer(self) -> Answer:
         data = np.concatenate([np.zeros(0, np.uint8), *(np.frombuffer(r.data, np.uint8) for r in self._rows)])
         bases = np.cumsum([0, *(len(r.data) for r in self._rows)]).tolist()
         groups: dict[int, list[tuple[_Rows, int]]] = {}
@@ -531,52 +575,42 @@ class _Reader:
         columns = np.array(lost, np.int64).reshape(-1, 3).T.copy()
         losses = Losses(columns[0], columns[1], columns[2])
         self._switches(data, offset, streams, losses)
-        clock, options, stamp = self._time(stamp)
-        return Contents(
-            path=self._path,
-            format="CTF",
-            clock=clock,
-            cpus=max((s.cpu + 1 for s in streams), default=0),
-            data=data,
-            stamp=stamp,
-            offset=offset,
-            length=length,
-            streams=tuple(streams),
-            losses=losses,
-            format_texts=[kind.text for kind in self._kinds.values()],
-            comms=lambda: {tid: comm for tid, comm in self._comms.items() if comm and comm != "<...>"},
-            options=options,
-            warnings=self._warnings,
-        )
+        clock, factors, date, stamp = self._time(stamp)
+        names = ("sysname", "hostname", "kernel_release", "machine")
+        said = {
+            "clock": clock,
+            "tsc2nsec": factors,
+            "date_us": date,
+            "recorder": str(self._env.get("written_by", self._env.get("tracer_name", ""))),
+            "uname": " ".join(str(self._env[key]) for key in names if key in self._env),
+            "streams": [(s.cpu, s.first, s.last) for s in streams],
+            "formats": [kind.text for kind in self._kinds.values()],
+            "comms": {tid: comm for tid, comm in self._comms.items() if comm and comm != "<...>"},
+            "warnings": self._warnings,
+        }
+        return said, [data, stamp, offset, length, losses.stream, losses.row, losses.count]
 
-    def _time(self, stamps: U64) -> tuple[str, Options, U64]:
-        """The trace clock's name, what else is known of time, and the stamps in its units."""
-        options = Options(recorder=str(self._env.get("written_by", self._env.get("tracer_name", ""))))
-        options.uname = " ".join(
-            str(self._env[key]) for key in ("sysname", "hostname", "kernel_release", "machine") if key in self._env
-        )
+    def _time(self, stamps: U64) -> tuple[str, tuple[int, int] | None, int | None, U64]:
+        """The trace clock's name, mult and shift of its ticks, us from its 0 to 1970, and the stamps in its units."""
         clock = self._clock
         if clock is None:
-            return "mono", options, stamps
-        hz, name = clock.frequency, str(clock.name or "")
+            return "mono", None, None, stamps
+        hz, name = clock.frequency, str(clock.name or "") or "ctf"
         if self._own is not None:
             mult, shift = self._env.get("tsc2nsec_mult"), self._env.get("tsc2nsec_shift")
-            if isinstance(mult, int) and isinstance(shift, int) and 0 < mult < 1 << 32 and 0 <= shift <= 32:
-                options.tsc2nsec = Tsc2Nsec(mult, shift, 0)
-            return str(self._env.get("trace_clock", "local")), options, stamps
+            known = isinstance(mult, int) and isinstance(shift, int) and 0 < mult < 1 << 32 and 0 <= shift <= 32
+            return str(self._env.get("trace_clock", "local")), (mult, shift) if known else None, None, stamps  # type: ignore[return-value]
         if hz == 1_000_000_000:
             offset = clock.offset.seconds * 1_000_000_000 + clock.offset.cycles
-            if clock.origin_is_unix_epoch and offset:
-                options.date_offset_us = offset // 1000
+            date = offset // 1000 if clock.origin_is_unix_epoch and offset else None
             # lttng-modules reads ktime_get_mono_fast_ns() (src/wrapper/trace-clock.h)
-            return "mono" if name == "monotonic" else name or "ctf", options, stamps
+            return "mono" if name == "monotonic" else name, None, date, stamps
         rate = Rate.of_ratio(1_000_000_000, hz, "clock")
         if "tsc" in name.lower() and rate is not None:
-            options.tsc2nsec = Tsc2Nsec(rate.mult, rate.shift, 0)
-            return "x86-tsc", options, stamps
+            return "x86-tsc", (rate.mult, rate.shift), None, stamps
         self._warnings.append(f"{self._path}: its clock {name} of {hz} Hz is turned into ns, rounded down")
         ns = [value * 1_000_000_000 // hz for value in stamps.tolist()]
-        return name or "ctf", options, np.array([n & (1 << 64) - 1 for n in ns], np.uint64)
+        return name, None, None, np.array([n & (1 << 64) - 1 for n in ns], np.uint64)
 
     def _switches(self, data: Bytes, offset: I64, streams: list[Stream], losses: Losses) -> None:
         """Take names of tasks from switches; and where only they tell which thread an event is of, write it there.
