@@ -115,10 +115,3 @@ def everything():
     with contextlib.redirect_stdout(out):
         assert main(["show", *X86, "--json"]) == 0
     return [json.loads(line) for line in out.getvalue().splitlines()]
-
-
-@pytest.mark.parametrize("flag", ["--last", "--context"])
-def test_counts_are_counts(flag, capsys):
-    assert main(["show", X86[0], "--around", "0", flag, "-3"]) == 2
-
-    assert f"{flag} -3: a number of events is expected" in capsys.readouterr().err

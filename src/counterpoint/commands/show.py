@@ -118,9 +118,6 @@ def run(args: argparse.Namespace) -> int:
 
     if args.fields and not args.json:
         raise UsageError("--fields goes with --json (--raw lists the fields in lines of text)")
-    for flag, count in (("--last", args.last), ("--context", args.context)):
-        if count is not None and count < 0:
-            raise UsageError(f"{flag} {count}: a number of events is expected")
     form = None if args.format is None else _form(args.format)
     timeline, result = _timeline(args)
     late = LateWarnings(m.recording for m in timeline.machines)
@@ -135,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     positions = select(timeline, wanted)
     middle = host_time(args.around, timeline.machines[0].recording.unit, "--around")
     if middle is not None:
-        positions = around(timeline, positions, middle, args.context)
+        positions = around(timeline, positions, middle, max(args.context, 0))
     if args.last is not None:
         positions = positions[max(0, len(positions) - args.last) :] if args.last > 0 else positions[:0]
     origin = None
