@@ -171,3 +171,9 @@ def test_without_events_of_switches_no_level_is_known(tmp_path: Path):
     outer = [v for v in vcpu_exits(result) if v.guest == "guest"]
 
     assert {level for v in outer for level in v.level.tolist()} <= {Level.UNKNOWN, Level.OWN}
+
+
+def test_a_host_without_a_kvm_exit_has_none(tmp_path: Path):
+    World(WorldOptions(kvm_events=False, events=2000)).write(tmp_path)
+
+    assert vcpu_exits(sync(tmp_path / "host.dat", tmp_path / "guest.dat")) == []

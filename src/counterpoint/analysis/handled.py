@@ -111,7 +111,7 @@ def _of_host(result: SyncResult, machine: Machine, by_name: dict[str, Machine]) 
     hypervisors = {g.parent for g in result.guests}
     vcpus = vcpus_by_thread(result, machine.name)
     threads, starts = np.unique(tid, return_index=True)
-    for number, begin, end in zip(threads.tolist(), starts.tolist(), [*starts[1:].tolist(), len(tid)], strict=True):
+    for number, begin, end in zip(threads.tolist(), starts.tolist(), [*starts.tolist(), len(tid)][1:], strict=True):
         part = slice(begin, end)
         guest, cpu = vcpus.get(number, (None, None))
         ended = np.where(took[part] >= 0, when[part] + took[part], NEVER)

@@ -17,6 +17,13 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _HEIGHTS = " ▁▂▃▄▅▆▇█"
 _ASCII_HEIGHTS = " .:-=+*#%"
 
+# (unit, its ns, where the next one begins): what would be rounded up to 1000 is of the next; recordings have seconds up
+# to 99,999, files may say more
+_UNITS = (
+    ("ns", 1, 1000), ("us", 10**3, 999_500), ("ms", 10**6, 999_500_000), ("s", 10**9, 99_999 * 10**9),
+    ("ks", 10**12, 999_500 * 10**9), ("Ms", 10**15, 999_500 * 10**12), ("Gs", 10**18, 1 << 200),
+)  # fmt: skip
+
 _STATES = {
     "guest": "in guest mode", "kernel": "exits, in the kernel", "user": "exits, in the VMM",
     "outside": "out of guest mode", "polling": "halted, polling", "halted": "halted", "blocked": "blocked",
@@ -48,12 +55,12 @@ class _Lines:
             return "-"
         if not self.is_ns:
             return _short(value)
-        sign, value = ("-", -value) if value < 0 else ("", value)
-        for unit, size in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
-            # what would be rounded up to the next unit is of it
-            if value * 1000 >= size * 1000 - size // 2:
-                return f"{sign}{_three(value / size)} {unit}"
-        return f"{sign}{value} ns"
+        unit, scale = next((unit, scale) for unit, scale, below in _UNITS if abs(value) < below)
+        if scale == 1:
+            return f"{value} {unit}"
+        # with a sign there is no room for three digits and a point
+        whole = value < 0 or value >= 999_500 * scale // 1000
+        return f"{round(value / scale) if whole else _three(value / scale)} {unit}"
 
     def bar(self, share: float, width: int) -> str:
         """A bar of that share of ``width`` columns."""
@@ -206,14 +213,14 @@ class _Lines:
         if not told:
             return
         yield ""
-        yield f"{'caused by':<14}{'task':<18}{'in function':<24}{'count':>8}{'total':>8}{'max':>8}"
+        yield f"{'caused by':<19}{'task':<16}{'in function':<21}{'count':>8}{'total':>8}{'max':>8}"
         for cause in found[:ROWS]:
             task = cause["task"]
             doing = {"idle": "idle", "unknown": "-"}.get(cause["context"]) or _task(cause["what"], task)
             if cause["context"] in ("softirq", "irq"):
                 doing = f"{cause['context']} {cause['what'] if task is None else task}"
             yield (
-                f"{_fit(cause['reason'], 14)}{_fit(doing, 18)}{_fit(cause['function'] or '-', 24)}"
+                f"{_fit(cause['reason'], 19)}{_fit(doing, 16)}{_fit(cause['function'] or '-', 21)}"
                 f"{_short(cause['count']):>8}{self.time(cause['total']):>8}{self.time(cause['max']):>8}"
             )
 
