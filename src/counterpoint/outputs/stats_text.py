@@ -252,13 +252,15 @@ class _Lines:
         if found is None:
             return
         yield ""
-        yield f"{'interrupts':<24}{'':>8}{'asked to entry':>22}{'asked to handler':>26}"
-        yield f"{'':<24}{'count':>8}{'p50':>8}{'p99':>8}{'max':>8}{'p50':>8}{'p99':>8}{'max':>8}"
+        yield f"{'interrupts':<22}{'asked to entry':>24}{'asked to handler':>34}"
+        heads = ("count", "p50", "p99", "certain", "p50", "p99", "max")
+        yield f"{'':<22}" + "".join(f"{head:>8}" for head in heads)
         for row in found["by_number"][:ROWS]:
             label = f"{row['number']}" if row["name"] is None else f"{row['number']} {row['name']}"
-            parts = row["requested_to_entered"], row["requested_to_handled"]
-            cells = [self.time(part[key]) for part in parts for key in ("p50", "p99", "max")]
-            yield f"{_fit(label, 24)}{_short(row['count']):>8}" + "".join(f"{c:>8}" for c in cells)
+            entry, handler = row["requested_to_entered"], row["requested_to_handled"]
+            cells = [_short(row["count"]), *(self.time(entry[k]) for k in heads[1:3])]
+            cells += [_short(handler["known"]), *(self.time(handler[k]) for k in heads[4:])]
+            yield _fit(label, 22) + "".join(f"{cell:>8}" for cell in cells)
         yield from _beyond(found["by_number"])
         count, handled = (sum(row[key] for row in found["by_number"]) for key in ("count", "handled"))
         timers = all("timer" in row["sources"] for row in found["by_number"])
