@@ -123,7 +123,8 @@ def levels(recording: Recording, switches: dict[str, bool], tid: int) -> dict[in
         elif name == "kvm_entry":
             if at is not None:
                 beneath = Level.REFLECTED if left else Level.BELOW
-                out[at] = beneath if came else Level.ENTERS if went else Level.OWN
+                above = Level.OWN if not went else Level.BOUNCED if left else Level.ENTERS
+                out[at] = beneath if came else above
             at = None
         elif name != "kvm_nested_vmexit":
             nested = switches[name]

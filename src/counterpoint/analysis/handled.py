@@ -118,7 +118,7 @@ def _of_host(result: SyncResult, machine: Machine, by_name: dict[str, Machine]) 
         level = nesting.levels(number, row[part], when[part], ended)
         inside = by_name.get(guest) if guest is not None else None
         context, what = np.zeros(end - begin, np.uint8), np.full(end - begin, -1, np.int64)
-        own = (level == Level.OWN) | (level == Level.ENTERS)
+        own = np.isin(level, (Level.OWN, Level.ENTERS, Level.BOUNCED))
         if not nesting.any and guest not in hypervisors:
             own[:] = True
         if inside is not None and cpu is not None:

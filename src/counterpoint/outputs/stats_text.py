@@ -31,7 +31,8 @@ _STATES = {
 }  # fmt: skip
 _CONTEXTS = {"task": "tasks", "idle": "idle", "softirq": "softirqs", "irq": "interrupts", "unknown": "not known"}
 _LEVELS = {
-    "unknown": "not known", "own": "its own", "enters": "its own, to run a guest", "below": "its guest's, {host} alone",
+    "unknown": "not known", "own": "its own", "enters": "its own, to run a guest",
+    "bounced": "  but a guest did not run", "below": "its guest's, {host} alone",
     "reflected": "its guest's, passed on",
 }  # fmt: skip
 
@@ -228,7 +229,8 @@ class _Lines:
         if guest["levels"] is None:
             return
         yield ""
-        rows = [(_LEVELS[row["level"]].format(host=parent), row) for row in guest["levels"]]
+        found = {row["level"]: row for row in guest["levels"]}
+        rows = [(label.format(host=parent), found[level]) for level, label in _LEVELS.items() if level in found]
         yield from self.spreads(f"exits of {name} by level", rows, name=27)
 
     def halts(self, guest: Json) -> Iterator[str]:
