@@ -308,7 +308,7 @@ class _Lines:
         if found is None or not found["all"]["count"]:
             return
         yield ""
-        rows = [(row["function"] or "[no symbols]", row) for row in found["by_function"]]
+        rows = [(row["function"] or "[not known]", row) for row in found["by_function"]]
         yield from _TimersInNs(self.report, self.ascii_only).spreads(
             "timers, how late", _few(rows, [("in all", found["all"])]), total=False
         )
