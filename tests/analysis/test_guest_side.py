@@ -154,6 +154,15 @@ def test_a_timer_is_late_against_its_last_start_on_its_cpu(tmp_path):
     assert (found.late_ns.tolist(), found.slack_ns.tolist(), found.function.tolist()) == ([-20], [50], [7])
 
 
+def test_timers_of_which_no_function_is_told(tmp_path):
+    plain = EVENTS | {"expire": kind(23, "timer:hrtimer_expire_entry", "u64 hrtimer", "s64 now", "text function")}
+    script = "0 10 start 1 hrtimer=1 expires=100 softexpires=90", "0 30 expire 1 hrtimer=1 now=180 function=tick"
+
+    found = expiries(placed(scripted(tmp_path / "guest.dat", plain, *script)))
+
+    assert (found.late_ns.tolist(), found.function.tolist()) == ([80], [0])
+
+
 def test_an_ipi_waits_since_its_first_raise(tmp_path):
     machine = of(
         tmp_path,

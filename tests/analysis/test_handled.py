@@ -123,7 +123,8 @@ def levels(recording: Recording, switches: dict[str, bool], tid: int) -> dict[in
         elif name == "kvm_entry":
             if at is not None:
                 beneath = Level.REFLECTED if left else Level.BELOW
-                out[at] = beneath if came else Level.ENTERS if went else Level.OWN
+                above = Level.OWN if not went else Level.BOUNCED if left else Level.ENTERS
+                out[at] = beneath if came else above
             at = None
         elif name != "kvm_nested_vmexit":
             nested = switches[name]
@@ -171,3 +172,9 @@ def test_without_events_of_switches_no_level_is_known(tmp_path: Path):
     outer = [v for v in vcpu_exits(result) if v.guest == "guest"]
 
     assert {level for v in outer for level in v.level.tolist()} <= {Level.UNKNOWN, Level.OWN}
+
+
+def test_a_host_without_a_kvm_exit_has_none(tmp_path: Path):
+    World(WorldOptions(kvm_events=False, events=2000)).write(tmp_path)
+
+    assert vcpu_exits(sync(tmp_path / "host.dat", tmp_path / "guest.dat")) == []

@@ -15,7 +15,7 @@ from counterpoint.analysis.states import State, vcpu_states
 from counterpoint.commands.main import main
 from counterpoint.errors import UsageError
 from counterpoint.outputs.stats_report import Wanted, stats_report
-from counterpoint.outputs.stats_text import WIDTH, stats_lines
+from counterpoint.outputs.stats_text import WIDTH, _Lines, stats_lines
 from counterpoint.simulate import World, WorldOptions
 from counterpoint.timeline.sync import SyncResult, sync
 from counterpoint.traces.recording import Recording
@@ -170,6 +170,19 @@ def test_names_do_no_harm(tmp_path, report):
     assert all(line.isprintable() for line in lines)
     assert sum("\\x1b[31m" in line for line in lines) > 5
     assert max(map(len, lines)) <= WIDTH
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [
+        (0, "0 ns"), (999, "999 ns"), (1000, "1.00 us"), (9_994, "9.99 us"), (9_996, "10.0 us"), (99_960, "100 us"),
+        (999_499, "999 us"), (999_500, "1.00 ms"), (1_234_567_890, "1.23 s"), (999_600_000_000, "1000 s"),
+        (99_998 * 10**9, "99998 s"), (99_999 * 10**9, "100 ks"), (2**62, "4.61 Gs"), (-999, "-999 ns"),
+        (-1_500, "-2 us"), (-99_960_000, "-100 ms"), (None, "-"),
+    ],
+)  # fmt: skip
+def test_times_in_three_digits(report, ns, text):
+    assert _Lines(report, ascii_only=False).time(ns) == text
 
 
 def test_levels_are_told(tmp_path):

@@ -71,3 +71,15 @@ def test_times_that_run_backwards_give_no_rate(tmp_path):
     rows = [(10**12 + i * 10**9, -i * 10**12, 7) for i in range(8)]
 
     assert rate_of(recorded(tmp_path, rows)) is None
+
+
+@pytest.mark.parametrize("tsc2nsec", [(0, 10, 0), ((1 << 32) - 1, 0, 0), (1, 32, 0), (1 << 31, 40, 0)])
+def test_no_counter_runs_at_what_a_file_may_say(tmp_path, tsc2nsec):
+    assert rate_of(recorded(tmp_path, [], tsc2nsec=tsc2nsec)) is None
+
+
+def test_timers_that_were_written_over_give_no_rate(tmp_path):
+    # ns that run 2^31 times as fast as the counter
+    rows = [(10**12 + i * 10, i << 34, 7) for i in range(8)]
+
+    assert rate_of(recorded(tmp_path, rows)) is None

@@ -36,7 +36,7 @@ def exit_spans(machine: Machine, activity: HostActivity | None = None) -> ExitSp
     at = np.flatnonzero(is_exit[:-1] & ~is_exit[1:] & (tid[:-1] == tid[1:]))
     seen = np.zeros(len(at), np.bool_)
     threads, starts = distinct(tid[at])
-    for thread, begin, end in zip(threads.tolist(), starts.tolist(), [*starts[1:].tolist(), len(at)], strict=True):
+    for thread, begin, end in zip(threads.tolist(), starts.tolist(), [*starts.tolist(), len(at)][1:], strict=True):
         windows, mine = activity.windows(thread), at[begin:end]
         # between the two the thread is seen outside guest mode: no run window and nothing unknown
         before = np.searchsorted(windows.lo, stamp[mine], side="right") - 1

@@ -111,14 +111,14 @@ def _of_host(result: SyncResult, machine: Machine, by_name: dict[str, Machine]) 
     hypervisors = {g.parent for g in result.guests}
     vcpus = vcpus_by_thread(result, machine.name)
     threads, starts = np.unique(tid, return_index=True)
-    for number, begin, end in zip(threads.tolist(), starts.tolist(), [*starts[1:].tolist(), len(tid)], strict=True):
+    for number, begin, end in zip(threads.tolist(), starts.tolist(), [*starts.tolist(), len(tid)][1:], strict=True):
         part = slice(begin, end)
         guest, cpu = vcpus.get(number, (None, None))
         ended = np.where(took[part] >= 0, when[part] + took[part], NEVER)
         level = nesting.levels(number, row[part], when[part], ended)
         inside = by_name.get(guest) if guest is not None else None
         context, what = np.zeros(end - begin, np.uint8), np.full(end - begin, -1, np.int64)
-        own = (level == Level.OWN) | (level == Level.ENTERS)
+        own = np.isin(level, (Level.OWN, Level.ENTERS, Level.BOUNCED))
         if not nesting.any and guest not in hypervisors:
             own[:] = True
         if inside is not None and cpu is not None:

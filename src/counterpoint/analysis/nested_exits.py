@@ -37,6 +37,8 @@ class Level(IntEnum):
     """Of the guest's guest, handled by the host alone: the guest does not learn of it."""
     REFLECTED = 4
     """Of the guest's guest, and the guest has to handle it, or an interrupt of its own that came with it."""
+    BOUNCED = 5
+    """The guest's own, by which it would run its guest: something for itself came first, and its guest did not run."""
 
 
 class Nesting:
@@ -79,7 +81,7 @@ class Nesting:
         entered = np.searchsorted(to_l2, ended, side="right") > np.searchsorted(to_l2, when)
         out = np.full(len(when), Level.UNKNOWN, np.uint8)
         out[own & seen & ~entered] = Level.OWN
-        out[own & seen & entered] = Level.ENTERS
+        out[own & seen & entered] = np.where(left, Level.BOUNCED, Level.ENTERS)[own & seen & entered]
         out[nested & seen & ~left] = Level.BELOW
         out[nested & seen & left] = Level.REFLECTED
         return out

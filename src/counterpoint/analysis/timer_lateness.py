@@ -21,7 +21,7 @@ class Expiries:
 
     ``late_ns`` i64[n]: the kernel's ``now`` less the time that the timer was set to; below 0 it came early, within the
     slack that it was given. ``slack_ns`` i64[n]; ``cpu`` i64[n]; ``when`` i64[n] from the timeline's base; ``function``
-    i64[n]: the address of what it calls.
+    i64[n]: the address of what it calls, 0: not known.
     """
 
     row: I64
@@ -48,9 +48,11 @@ def expiries(placed: Placed) -> Expiries | None:
     there one where events of any CPU were lost between.
     """
     started = placed.of("timer", "hrtimer_start", ("hrtimer", "expires", "softexpires"))
-    entered = placed.of("timer", "hrtimer_expire_entry", ("hrtimer", "now", "function"))
+    entered = placed.of("timer", "hrtimer_expire_entry", ("hrtimer", "now"))
     if started is None or entered is None:
         return None
+    called = placed.of("timer", "hrtimer_expire_entry", ("function",))
+    functions = np.zeros(len(entered), np.int64) if called is None else called["function"]
     timer = np.r_[started["hrtimer"], entered["hrtimer"]]
     row, when = np.r_[started.row, entered.row], np.r_[started.when, entered.when]
     order = np.lexsort((row, when, timer))
@@ -68,5 +70,5 @@ def expiries(placed: Placed) -> Expiries | None:
     slack = expires - started["softexpires"][start]
     return Expiries(
         entered.row[at], entered.when[at], entered["now"][at] - expires, slack, entered.cpu[at],
-        entered["function"][at],
+        functions[at],
     )  # fmt: skip

@@ -22,8 +22,9 @@ from counterpoint.errors import UsageError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "What every vCPU spent its time on: its states, the exits by reason and by what of the guest caused them,\n"
-        "time stolen by the host, wakeups, timers, halts, interrupts and IPIs up to the guest's handler."
+        "What every vCPU spent its time on: its states, the exits by reason and by what of\n"
+        "the guest caused them, time stolen by the host, halts, interrupts and IPIs up to the\n"
+        "guest's handler, wakeups, timers."
     )
     parser.epilog = (
         "examples:\n"

@@ -111,7 +111,8 @@ class GuestSide:
         keep = self._within(found.when) & np.isin(found.cpu, self._cpus)
         late = found.late_ns[keep]
         index, names = GuestSymbols(self._placed.recording).of(found.function[keep].view(np.uint64))
-        rows = spread_ns(late, np.where(index >= 0, index, len(names)), len(names) + 1)
+        named = (index >= 0) & (found.function[keep] != 0)
+        rows = spread_ns(late, np.where(named, index, len(names)), len(names) + 1)
         listed = [{"function": name, **row} for name, row in zip([*names, None], rows, strict=True) if row["count"]]
         listed.sort(key=lambda row: -row["total"])
         return {"all": spread_ns(late)[0], "early": int((late < 0).sum()), "by_function": listed[:LISTED]}

@@ -17,6 +17,13 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _HEIGHTS = " ▁▂▃▄▅▆▇█"
 _ASCII_HEIGHTS = " .:-=+*#%"
 
+# (unit, its ns, where the next one begins): what would be rounded up to 1000 is of the next; recordings have seconds up
+# to 99,999, files may say more
+_UNITS = (
+    ("ns", 1, 1000), ("us", 10**3, 999_500), ("ms", 10**6, 999_500_000), ("s", 10**9, 99_999 * 10**9),
+    ("ks", 10**12, 999_500 * 10**9), ("Ms", 10**15, 999_500 * 10**12), ("Gs", 10**18, 1 << 200),
+)  # fmt: skip
+
 _STATES = {
     "guest": "in guest mode", "kernel": "exits, in the kernel", "user": "exits, in the VMM",
     "outside": "out of guest mode", "polling": "halted, polling", "halted": "halted", "blocked": "blocked",
@@ -24,7 +31,8 @@ _STATES = {
 }  # fmt: skip
 _CONTEXTS = {"task": "tasks", "idle": "idle", "softirq": "softirqs", "irq": "interrupts", "unknown": "not known"}
 _LEVELS = {
-    "unknown": "not known", "own": "its own", "enters": "its own, to run a guest", "below": "its guest's, {host} alone",
+    "unknown": "not known", "own": "its own", "enters": "its own, to run a guest",
+    "bounced": "  but a guest did not run", "below": "its guest's, {host} alone",
     "reflected": "its guest's, passed on",
 }  # fmt: skip
 
@@ -48,12 +56,12 @@ class _Lines:
             return "-"
         if not self.is_ns:
             return _short(value)
-        sign, value = ("-", -value) if value < 0 else ("", value)
-        for unit, size in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
-            # what would be rounded up to the next unit is of it
-            if value * 1000 >= size * 1000 - size // 2:
-                return f"{sign}{_three(value / size)} {unit}"
-        return f"{sign}{value} ns"
+        unit, scale = next((unit, scale) for unit, scale, below in _UNITS if abs(value) < below)
+        if scale == 1:
+            return f"{value} {unit}"
+        # with a sign there is no room for three digits and a point
+        whole = value < 0 or value >= 999_500 * scale // 1000
+        return f"{round(value / scale) if whole else _three(value / scale)} {unit}"
 
     def bar(self, share: float, width: int) -> str:
         """A bar of that share of ``width`` columns."""
@@ -206,14 +214,14 @@ class _Lines:
         if not told:
             return
         yield ""
-        yield f"{'caused by':<14}{'task':<18}{'in function':<24}{'count':>8}{'total':>8}{'max':>8}"
+        yield f"{'caused by':<19}{'task':<16}{'in function':<21}{'count':>8}{'total':>8}{'max':>8}"
         for cause in found[:ROWS]:
             task = cause["task"]
             doing = {"idle": "idle", "unknown": "-"}.get(cause["context"]) or _task(cause["what"], task)
             if cause["context"] in ("softirq", "irq"):
                 doing = f"{cause['context']} {cause['what'] if task is None else task}"
             yield (
-                f"{_fit(cause['reason'], 14)}{_fit(doing, 18)}{_fit(cause['function'] or '-', 24)}"
+                f"{_fit(cause['reason'], 19)}{_fit(doing, 16)}{_fit(cause['function'] or '-', 21)}"
                 f"{_short(cause['count']):>8}{self.time(cause['total']):>8}{self.time(cause['max']):>8}"
             )
 
@@ -221,7 +229,8 @@ class _Lines:
         if guest["levels"] is None:
             return
         yield ""
-        rows = [(_LEVELS[row["level"]].format(host=parent), row) for row in guest["levels"]]
+        found = {row["level"]: row for row in guest["levels"]}
+        rows = [(label.format(host=parent), found[level]) for level, label in _LEVELS.items() if level in found]
         yield from self.spreads(f"exits of {name} by level", rows, name=27)
 
     def halts(self, guest: Json) -> Iterator[str]:
@@ -245,13 +254,15 @@ class _Lines:
         if found is None:
             return
         yield ""
-        yield f"{'interrupts':<24}{'':>8}{'asked to entry':>22}{'asked to handler':>26}"
-        yield f"{'':<24}{'count':>8}{'p50':>8}{'p99':>8}{'max':>8}{'p50':>8}{'p99':>8}{'max':>8}"
+        yield f"{'interrupts':<22}{'asked to entry':>24}{'asked to handler':>34}"
+        heads = ("count", "p50", "p99", "certain", "p50", "p99", "max")
+        yield f"{'':<22}" + "".join(f"{head:>8}" for head in heads)
         for row in found["by_number"][:ROWS]:
             label = f"{row['number']}" if row["name"] is None else f"{row['number']} {row['name']}"
-            parts = row["requested_to_entered"], row["requested_to_handled"]
-            cells = [self.time(part[key]) for part in parts for key in ("p50", "p99", "max")]
-            yield f"{_fit(label, 24)}{_short(row['count']):>8}" + "".join(f"{c:>8}" for c in cells)
+            entry, handler = row["requested_to_entered"], row["requested_to_handled"]
+            cells = [_short(row["count"]), *(self.time(entry[k]) for k in heads[1:3])]
+            cells += [_short(handler["known"]), *(self.time(handler[k]) for k in heads[4:])]
+            yield _fit(label, 22) + "".join(f"{cell:>8}" for cell in cells)
         yield from _beyond(found["by_number"])
         count, handled = (sum(row[key] for row in found["by_number"]) for key in ("count", "handled"))
         timers = all("timer" in row["sources"] for row in found["by_number"])
@@ -297,7 +308,7 @@ class _Lines:
         if found is None or not found["all"]["count"]:
             return
         yield ""
-        rows = [(row["function"] or "[no symbols]", row) for row in found["by_function"]]
+        rows = [(row["function"] or "[not known]", row) for row in found["by_function"]]
         yield from _TimersInNs(self.report, self.ascii_only).spreads(
             "timers, how late", _few(rows, [("in all", found["all"])]), total=False
         )

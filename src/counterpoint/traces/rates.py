@@ -21,9 +21,15 @@ def rate_of(recording: Recording) -> Rate | None:
     if recording.unit == "ns":
         return Rate.ns()
     factors = recording.options.tsc2nsec
-    if factors is not None and factors.shift <= 32:
+    if factors is not None and _may_be(factors.mult, factors.shift):
         return Rate(factors.mult, factors.shift, "tsc2nsec")
-    return _from_timers(recording)
+    rate = _from_timers(recording)
+    return rate if rate is not None and _may_be(rate.mult, rate.shift) else None
+
+
+def _may_be(mult: int, shift: int) -> bool:
+    """Whether a counter may run at a rate: at 1 MHz to 100 GHz. A file may say anything."""
+    return 0 < mult < 1 << 32 and shift <= 32 and 1 << shift <= 100 * mult and mult <= 1000 << shift
 
 
 def _from_timers(recording: Recording) -> Rate | None:
