@@ -160,7 +160,7 @@ def _guarded(lab: Lab, make: Callable[[Lab], list[Row]]) -> list[Row]:
         rows = make(lab)
         if not rows:
             raise LabError("the case gave no result")
-    except (LabError, OSError, subprocess.SubprocessError, KeyError, ValueError, StopIteration) as error:
+    except Exception as error:
         lab.write("error.txt", traceback.format_exc())
         architecture, unknown = lab.case.split("-")[0], "?"
         row = Row(lab.case, architecture, unknown, unknown, unknown, unknown, None, None, "", None, "", None, "none")
