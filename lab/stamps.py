@@ -39,7 +39,7 @@ def read_marks(root: Path, recording: Path) -> dict[int, list[Bracket]]:
 def parse(text: str) -> dict[int, dict[int, tuple[int, int]]]:
     """Return each CPU's marks (number: stamp, counter) in what trace-cmd printed."""
     marks: dict[int, dict[int, tuple[int, int]]] = defaultdict(dict)
-    # stamps in ns may be shown as seconds; nothing may be between them and the flags before ("...1.100007405648: print")
+    # ns may be shown as seconds; nothing may be between them and the flags ("...1.100007405648: print")
     pattern = r"(\d+\.\d{9}|\d+): print:.*lab cpu=(\d+) n=(\d+) counter=(\d+)"
     for stamp, cpu, number, counter in re.findall(pattern, text):
         marks[int(cpu)][int(number)] = (int(stamp.replace(".", "")), int(counter))
