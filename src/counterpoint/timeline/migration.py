@@ -153,6 +153,26 @@ def divide(
     return tuple(out)
 
 
+def goes_on_elsewhere(vcpus: Sequence[VcpuProof], guest: Recording, pool: ThreadPool) -> bool:
+    """Whether a guest may have gone on in other threads of its host: another VMM took it over, or restored it.
+
+    A thread that ran a vCPU stops doing so, many of the guest's events follow, and there are threads that are nobody's.
+    """
+    matched = {v.host_tid for v in vcpus}
+    if not set(pool.tids) - matched:
+        return False
+    end = _recorded(pool.host)[1]
+    for vcpu in vcpus:
+        epoch = vcpu.epochs[-1] if vcpu.epochs else None
+        if vcpu.host_tid is None or epoch is None or epoch.offset is None or epoch.unknown < MIN_BETWEEN:
+            continue
+        windows = pool.thread(vcpu.host_tid).real
+        stamps = relative(epoch.as_epoch().to_host(guest.stamp[epoch.rows]), windows.base)
+        if int(((stamps > windows.last + SLACK) & (stamps <= end)).sum()) >= MIN_BETWEEN:
+            return True
+    return False
+
+
 def _unheard(alone: VcpuProof, first: str) -> Iterator[ClaimProof]:
     """The claims about a CPU on the first host, where it never was while it was recorded."""
     reason = f"it speaks of {first}, which no event of this CPU was on"
