@@ -221,7 +221,8 @@ class Session:
             return self._start_sshd(guest)
         if self.case.recorder == "trace-cmd-agent":
             job = guest.channel.start("cd /tmp; trace-cmd agent > agent.txt 2>&1")
-            ready = "grep -q -e listening -e 823 /tmp/agent.txt"
+            # it says nothing before its buffer is full
+            ready = "sleep 8 && ps | grep -q '[t]race-cmd agent'"
         else:
             agent = "python3 /tmp/counterpoint.pyz agent --json --secret-file /tmp/secret"
             job = guest.channel.start(f"cd /tmp; {agent} > agent.txt 2>&1")
