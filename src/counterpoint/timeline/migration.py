@@ -156,20 +156,24 @@ def divide(
 def goes_on_elsewhere(vcpus: Sequence[VcpuProof], guest: Recording, pool: ThreadPool) -> bool:
     """Whether a guest may have gone on in other threads of its host: another VMM took it over, or restored it.
 
-    A thread that ran a vCPU stops doing so, many of the guest's events follow, and there are threads that are nobody's.
+    A thread runs a vCPU only from then on, or no more; many of the guest's events lie beyond, and there are threads
+    that are nobody's.
     """
     matched = {v.host_tid for v in vcpus}
     if not set(pool.tids) - matched:
         return False
-    end = _recorded(pool.host)[1]
+    begin, end = _recorded(pool.host)
     for vcpu in vcpus:
-        epoch = vcpu.epochs[-1] if vcpu.epochs else None
-        if vcpu.host_tid is None or epoch is None or epoch.offset is None or epoch.unknown < MIN_BETWEEN:
+        if vcpu.host_tid is None:
             continue
         windows = pool.thread(vcpu.host_tid).real
-        stamps = relative(epoch.as_epoch().to_host(guest.stamp[epoch.rows]), windows.base)
-        if int(((stamps > windows.last + SLACK) & (stamps <= end)).sum()) >= MIN_BETWEEN:
-            return True
+        for epoch in vcpu.epochs[:1] + vcpu.epochs[-1:]:
+            if epoch.offset is None or epoch.unknown < MIN_BETWEEN:
+                continue
+            stamps = relative(epoch.as_epoch().to_host(guest.stamp[epoch.rows]), windows.base)
+            unseen = (stamps > windows.last + SLACK) | (stamps < windows.first - SLACK)
+            if int((unseen & (stamps >= begin) & (stamps <= end)).sum()) >= MIN_BETWEEN:
+                return True
     return False
 
 
