@@ -148,7 +148,8 @@ def run_case(case: Case, cache: Path, results: Path, keep: bool = False) -> list
 def judge_case(case: Case, cache: Path, results: Path) -> list[Row]:
     """Hold what an earlier run brought home against the truth once more, with the code as it is now."""
     lab = Lab(case.name, cache, results / case.name)
-    before = json.loads((lab.folder / "rows.json").read_text())
+    rows_file = lab.folder / "rows.json"
+    before = json.loads(rows_file.read_text()) if rows_file.exists() else [{"seconds": 0}]
     rows = _guarded(lab, case.judge)
     for row in rows:
         row.seconds = before[0]["seconds"]
