@@ -115,6 +115,8 @@ def held_marks(
     return [
         Mark(index, mark.high, true, (low["earliest"], high["latest"]))
         for (index, mark, true), low, high in zip(known, answers[::2], answers[1::2], strict=True)
+        # (it may refuse: where it is not sure which events are of which epoch)
+        if low["earliest"] is not None and high["latest"] is not None
     ]
 
 
