@@ -355,6 +355,8 @@ class Arm64:
         there = " && ".join(f"[ -s /tmp/capture/{guest}.dat.cpu0 ]" for guest in session.guests)
         lab.eventually(lambda: job.done or host.run(f"{there} && echo yes", check=False), 240, "the recording begins")
         if job.done:
+            for guest in session.guests.values():
+                lab.write(f"{guest.name}-agent.txt", _quietly(guest.channel, "cat /tmp/agent.txt"))
             job.wait(1)
         lab.say("recording")
         # the host's marks go on beyond the guests', until the machine ends
