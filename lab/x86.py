@@ -328,7 +328,8 @@ class X86:
         job = self._begin(session, guest)
         inside = self._record_inside(guest) if self.recorder == "inside" else None
         lab.say("recording")
-        load = session.marks(guest, self.seconds) + session.marks(None, self.seconds)
+        # the host before and after the guest, whose programs take longer to start
+        load = session.marks(guest, self.seconds) + session.marks(None, self.seconds + 12)
         if self.during:
             self.during(session, guest)
             guest = session.guests[guest.name]
