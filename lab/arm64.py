@@ -221,7 +221,8 @@ class Session:
             return self._start_sshd(guest)
         if self.case.recorder == "trace-cmd-agent":
             job = guest.channel.start("cd /tmp; trace-cmd agent > agent.txt 2>&1")
-            ready = "grep -q -e listening -e 823 /tmp/agent.txt"
+            # it says nothing before its buffer is full
+            ready = "sleep 8 && ps | grep -q '[t]race-cmd agent'"
         else:
             agent = "python3 /tmp/counterpoint.pyz agent --json --secret-file /tmp/secret"
             job = guest.channel.start(f"cd /tmp; {agent} > agent.txt 2>&1")
@@ -354,6 +355,8 @@ class Arm64:
         there = " && ".join(f"[ -s /tmp/capture/{guest}.dat.cpu0 ]" for guest in session.guests)
         lab.eventually(lambda: job.done or host.run(f"{there} && echo yes", check=False), 240, "the recording begins")
         if job.done:
+            for guest in session.guests.values():
+                lab.write(f"{guest.name}-agent.txt", _quietly(guest.channel, "cat /tmp/agent.txt"))
             job.wait(1)
         lab.say("recording")
         # the host's marks go on beyond the guests', until the machine ends

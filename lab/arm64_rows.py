@@ -58,7 +58,9 @@ def rows(lab: Lab, tools: Path, verdicts: Sequence[str]) -> list[Row]:
                 if true is None:
                     reasons.append(f"{len(vcpu['epochs'])} epochs, but CNTVOFF_EL2 was {offsets}")
                 elif index in (0, len(offsets) - 1):
-                    row.sources = sources(last if index else first, name, vcpu["guest_cpu"], true)
+                    row.sources = sources(
+                        last if index else first, name, vcpu["guest_cpu"], true, _physical(truth, name)
+                    )
                     if known["ptp_kvm"] and not index:
                         row.sources["ptp_kvm in the guest"] = _beside(known["ptp_kvm"], (true, true))
                     reasons += [f"{name}: {text}" for name, text in row.sources.items() if text.startswith("not ")]
@@ -113,28 +115,37 @@ def held_marks(
     return [
         Mark(index, mark.high, true, (low["earliest"], high["latest"]))
         for (index, mark, true), low, high in zip(known, answers[::2], answers[1::2], strict=True)
+        # (it may refuse: where it is not sure which events are of which epoch)
+        if low["earliest"] is not None and high["latest"] is not None
     ]
 
 
-def sources(offsets: Mapping[str, Any], name: str, number: int, cntvoff: int) -> dict[str, str]:
+def sources(offsets: Mapping[str, Any], name: str, number: int, cntvoff: int, cntpoff: int | None) -> dict[str, str]:
     """Return what each source of `offsets` said of a vCPU: "equal", the bracket that holds it, or "not ..."."""
     said: dict[str, str] = {}
     for vm in offsets["vms"]:
         for vcpu in vm["vcpus"]:
             if (vm["name"], vcpu["vcpu"]) != (name, number):
                 continue
-            physical = [r["offset"] for r in vcpu["readings"] if r["level"] == "physical"]
+            physical = [
+                r["offset"] for r in vcpu["readings"] if r["level"] == "physical" and r["offset"][0] == r["offset"][1]
+            ]
+            # CPUs without FEAT_ECV have no register of it: two sources are held against each other then
+            poff = [(-cntpoff, -cntpoff)] if cntpoff is not None else physical[:1]
             for reading in vcpu["readings"]:
-                low, high = reading["offset"]
                 if reading["level"] == "L1":
-                    said[reading["source"]] = _beside((low, high), (-cntvoff, -cntvoff))
-                elif low != high:
-                    # no register of these CPUs has the physical offset: two sources of it are held against each other
-                    exact = next((r for r in physical if r[0] == r[1]), None)
-                    if exact is not None:
-                        said[reading["source"]] = _beside((low, high), exact)
+                    said[reading["source"]] = _beside(reading["offset"], (-cntvoff, -cntvoff))
+                elif poff and not (cntpoff is None and reading["offset"] in physical):
+                    said[f"{reading['source']} (physical)"] = _beside(reading["offset"], poff[0])
             said |= {missing["source"]: f"missing: {missing['reason']}" for missing in vcpu["missing"]}
     return said
+
+
+def _physical(truth: Mapping[str, Any], name: str) -> int | None:
+    """Return CNTPOFF_EL2 as it was read beside a guest's CNTVOFF_EL2; None where the CPUs have no such register."""
+    first = truth["guests"][name]["offsets"][0]
+    found = {c["CNTPOFF_EL2"] for s in truth["debug_stub"] for c in s["cpus"] if c["CNTVOFF_EL2"] == first}
+    return found.pop() if len(found) == 1 else None
 
 
 def _beside(said: Sequence[int], truth: Sequence[int]) -> str:

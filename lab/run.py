@@ -148,7 +148,8 @@ def run_case(case: Case, cache: Path, results: Path, keep: bool = False) -> list
 def judge_case(case: Case, cache: Path, results: Path) -> list[Row]:
     """Hold what an earlier run brought home against the truth once more, with the code as it is now."""
     lab = Lab(case.name, cache, results / case.name)
-    before = json.loads((lab.folder / "rows.json").read_text())
+    rows_file = lab.folder / "rows.json"
+    before = json.loads(rows_file.read_text()) if rows_file.exists() else [{"seconds": 0}]
     rows = _guarded(lab, case.judge)
     for row in rows:
         row.seconds = before[0]["seconds"]
@@ -160,7 +161,7 @@ def _guarded(lab: Lab, make: Callable[[Lab], list[Row]]) -> list[Row]:
         rows = make(lab)
         if not rows:
             raise LabError("the case gave no result")
-    except (LabError, OSError, subprocess.SubprocessError, KeyError, ValueError, StopIteration) as error:
+    except Exception as error:
         lab.write("error.txt", traceback.format_exc())
         architecture, unknown = lab.case.split("-")[0], "?"
         row = Row(lab.case, architecture, unknown, unknown, unknown, unknown, None, None, "", None, "", None, "none")

@@ -33,11 +33,17 @@ def read_marks(root: Path, recording: Path) -> dict[int, list[Bracket]]:
     """Return each CPU's brackets, in order, as trace-cmd reads the recording."""
     command = [*program(root, "usr/bin/trace-cmd"), "report", "-N", "-t", "--raw-ts", "-F", "print", str(recording)]
     text = subprocess.run(command, capture_output=True, text=True, env=environment(root)).stdout
+    return {cpu: brackets(found) for cpu, found in parse(text).items()}
+
+
+def parse(text: str) -> dict[int, dict[int, tuple[int, int]]]:
+    """Return each CPU's marks (number: stamp, counter) in what trace-cmd printed."""
     marks: dict[int, dict[int, tuple[int, int]]] = defaultdict(dict)
-    # stamps in ns are shown as seconds
-    for stamp, cpu, number, counter in re.findall(r"([\d.]+): print:.*lab cpu=(\d+) n=(\d+) counter=(\d+)", text):
+    # ns may be shown as seconds; nothing may be between them and the flags ("...1.100007405648: print")
+    pattern = r"(\d+\.\d{9}|\d+): print:.*lab cpu=(\d+) n=(\d+) counter=(\d+)"
+    for stamp, cpu, number, counter in re.findall(pattern, text):
         marks[int(cpu)][int(number)] = (int(stamp.replace(".", "")), int(counter))
-    return {cpu: brackets(found) for cpu, found in marks.items()}
+    return marks
 
 
 def brackets(marks: dict[int, tuple[int, int]]) -> list[Bracket]:

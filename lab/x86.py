@@ -203,7 +203,8 @@ class Session:
         """Start what the guest is recorded by, and wait until it listens."""
         if self.case.recorder in ("trace-cmd-agent", "trace-cmd"):
             job = guest.channel.start("cd /tmp; trace-cmd agent > agent.txt 2>&1")
-            ready = "grep -q listening /tmp/agent.txt || grep -q 823 /tmp/agent.txt"
+            # it says nothing before its buffer is full
+            ready = "sleep 5 && ps | grep -q '[t]race-cmd agent'"
         else:
             agent = "python3 /tmp/counterpoint.pyz agent --json --secret-file /tmp/secret"
             job = guest.channel.start(f"cd /tmp; {agent} > agent.txt 2>&1")
@@ -327,7 +328,8 @@ class X86:
         job = self._begin(session, guest)
         inside = self._record_inside(guest) if self.recorder == "inside" else None
         lab.say("recording")
-        load = session.marks(guest, self.seconds) + session.marks(None, self.seconds)
+        # the host before and after the guest, whose programs take longer to start
+        load = session.marks(guest, self.seconds) + session.marks(None, self.seconds + 12)
         if self.during:
             self.during(session, guest)
             guest = session.guests[guest.name]

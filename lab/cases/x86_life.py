@@ -54,17 +54,20 @@ CASES = [
         smp="1,maxcpus=2",
         recorder="inside",
         during=_hotplug,
+        verdicts=("proved", "derived"),
     ),
     X86(
         name="x86-restore",
         about="the VM's state is saved, its VMM ends, another one restores it, in mid-recording",
         recorder="inside",
         during=_restore,
+        verdicts=("proved", "derived"),
     ),
     X86(
         name="x86-migrate",
         about="the VM migrates to another VMM on the same host in mid-recording",
         recorder="inside",
         during=_migrate,
+        verdicts=("proved", "derived"),
     ),
 ]

@@ -2,7 +2,25 @@
 
 from fractions import Fraction
 
-from lab.stamps import Bracket, at, brackets
+import pytest
+
+from lab.stamps import Bracket, at, brackets, parse
+
+
+@pytest.mark.parametrize(
+    ("shown", "stamp"),
+    [
+        ("95885717824", 95885717824),
+        ("...1. 95885717824", 95885717824),
+        ("...1.100007405648", 100007405648),
+        ("   225.959523732", 225959523732),
+        ("...1.225.959523732", 225959523732),
+    ],
+)
+def test_a_mark_is_read_however_its_stamp_is_shown(shown, stamp):
+    line = f" python3-953   [000] {shown}: print:   tracing_mark_write: lab cpu=0 n=172 counter=6341709204\n"
+
+    assert parse(line) == {0: {172: (stamp, 6341709204)}}
 
 
 def test_the_second_mark_of_two_is_between_their_stamps():

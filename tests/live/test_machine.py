@@ -45,7 +45,7 @@ def look(monkeypatch):
 
 def test_claims_are_the_exact_offsets_of_l1_each_once(look, monkeypatch):
     monkeypatch.setattr(report.libc, "MACHINE", "x86_64")
-    claims = look.claims(look.vm_of("web"))
+    claims = look.claims(look.vm_of("web"), "x86-tsc")
 
     assert [(c["cpu"], c["offset"], c["source"]) for c in claims] == [
         (0, -1000, "debugfs"), (0, -7, "vmm-offset"), (1, -1000, "debugfs"),
@@ -59,13 +59,19 @@ def test_an_offset_that_changed_is_left_to_the_recordings_own_probe(look, monkey
     monkeypatch.setattr(report.libc, "MACHINE", "x86_64")
     look.in_recording = True
 
-    assert [(c["cpu"], c["offset"], c["source"]) for c in look.claims(look.vm_of("web"))] == [(0, -7, "vmm-offset")]
-    assert [c["offset"] for c in look.claims(look.vm_of("60"))] == [-5]
+    claims = look.claims(look.vm_of("web"), "x86-tsc")
+    assert [(c["cpu"], c["offset"], c["source"]) for c in claims] == [(0, -7, "vmm-offset")]
+    assert [c["offset"] for c in look.claims(look.vm_of("60"), "x86-tsc")] == [-5]
+
+
+def test_an_offset_in_ticks_is_no_claim_about_stamps_in_ns(look, monkeypatch):
+    monkeypatch.setattr(report.libc, "MACHINE", "x86_64")
+    assert look.claims(look.vm_of("web"), "mono_raw") == []
 
 
 def test_claims_of_arm64_are_of_cntvoff(look, monkeypatch):
     monkeypatch.setattr(report.libc, "MACHINE", "aarch64")
-    claims = look.claims(look.vm_of("60"))
+    claims = look.claims(look.vm_of("60"), "mono_raw")
 
     assert [(c["cpu"], c["cntvoff"]) for c in claims] == [(0, 5)] and "offset" not in claims[0]
 

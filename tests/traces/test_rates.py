@@ -47,6 +47,13 @@ def test_late_timers_do_not_bend_the_rate(tmp_path):
     assert rate.khz == 3_000_000
 
 
+def test_a_clock_that_stood_still_once_does_not_bend_the_rate(tmp_path):
+    # GIVEN a VM that was moved after 12.5 of 20 s: its counter stood still for a second that its ktime did not see
+    rows = [(3 * i * 10**8 + 3 * 10**9 * (i > 125) + 10**12, i * 10**8, 7) for i in range(200)]
+
+    assert rate_of(recorded(tmp_path, rows)).khz == 3_000_000
+
+
 def test_timers_of_another_clock_base_do_not_count(tmp_path):
     rows = [(3 * i * 10**9 + 10**12, i * 10**9, 7) for i in range(1, 9)]
     rows += [(3 * 9 * 10**9 + 10**12, 1_700_000_000 * 10**9, 8)]

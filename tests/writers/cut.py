@@ -39,6 +39,8 @@ def _used_symbols(recording: Recording, rows: np.ndarray) -> bytes:
     """The lines of kallsyms around every pointer that the kept events hold."""
     text = recording.kallsyms()
     table = parse_kallsyms(text)
+    if not len(table.addresses):
+        return b""
     used: set[int] = set()
     for event_id in set(recording.event_id[rows].tolist()):
         event = recording.formats[event_id]

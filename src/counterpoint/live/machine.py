@@ -116,9 +116,10 @@ class VmLook:
             return found[0]
         return vms[0] if len(vms) == 1 else None
 
-    def claims(self, vm: Vm) -> list[dict[str, Any]]:
-        """Each exact offset of an L1 that was read of ``vm``, once.
+    def claims(self, vm: Vm, clock: str) -> list[dict[str, Any]]:
+        """Each exact offset of an L1 that was read of ``vm``, once, where it says something of stamps in ``clock``.
 
+        One in ticks is no claim about stamps that are no ticks; CNTVOFF is related to them by K.
         Not one that was another one at another look, where the recording says itself which held when.
         """
         out: dict[tuple[int, str, int], dict[str, Any]] = {}
@@ -131,7 +132,11 @@ class VmLook:
                         key = each.vcpu.number, reading.source, reading.low
                         out.setdefault(key, claim_values(vm, each.vcpu, reading))
         of_source = [key[:2] for key in out]
-        return [value for key, value in out.items() if not (self.in_recording and of_source.count(key[:2]) > 1)]
+        return [
+            value
+            for key, value in out.items()
+            if not (self.in_recording and of_source.count(key[:2]) > 1) and ("cntvoff" in value or clock == "x86-tsc")
+        ]
 
     def threads(self, vm: Vm, cpus: int) -> dict[str, int]:
         """The threads of guest CPUs 0 to ``cpus`` - 1, where vCPU numbers are those of CPUs and all are known."""

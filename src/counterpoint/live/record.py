@@ -387,7 +387,7 @@ class _Recorder:
             if found.trace_id is not None:
                 by_cpu = {int(cpu): tid for cpu, tid in threads.items()}
                 self.pairings.append(guest_option(guest.name, found.trace_id, by_cpu))
-        out["claims"] = self.look.claims(vm)
+        out["claims"] = self.look.claims(vm, found.clock)
         return out
 
 

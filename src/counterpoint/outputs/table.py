@@ -185,6 +185,8 @@ def _print_changes(out: Console, result: SyncResult) -> None:
                 if before.host != after.host:
                     where = f"{printable(guest.name)} cpu {vcpu.guest_cpu}"
                     on = printable(after.host or result.host_name)
+                    if on == printable(before.host or result.host_name):
+                        on = f"{on}, in thread {after.host_tid},"
                     out.print(f"{where}: on {on} from guest stamp {after.guest_from} on")
                     continue
                 same = before.host_to == after.host_from

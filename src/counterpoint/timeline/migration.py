@@ -153,6 +153,30 @@ def divide(
     return tuple(out)
 
 
+def goes_on_elsewhere(vcpus: Sequence[VcpuProof], guest: Recording, pool: ThreadPool) -> bool:
+    """Whether a guest may have gone on in other threads of its host: another VMM took it over, or restored it.
+
+    A thread runs a vCPU only from then on, or no more; many of the guest's events lie beyond, and there are threads
+    that are nobody's.
+    """
+    matched = {v.host_tid for v in vcpus}
+    if not set(pool.tids) - matched:
+        return False
+    begin, end = _recorded(pool.host)
+    for vcpu in vcpus:
+        if vcpu.host_tid is None:
+            continue
+        windows = pool.thread(vcpu.host_tid).real
+        for epoch in vcpu.epochs[:1] + vcpu.epochs[-1:]:
+            if epoch.offset is None or epoch.unknown < MIN_BETWEEN:
+                continue
+            stamps = relative(epoch.as_epoch().to_host(guest.stamp[epoch.rows]), windows.base)
+            unseen = (stamps > windows.last + SLACK) | (stamps < windows.first - SLACK)
+            if int((unseen & (stamps >= begin) & (stamps <= end)).sum()) >= MIN_BETWEEN:
+                return True
+    return False
+
+
 def _unheard(alone: VcpuProof, first: str) -> Iterator[ClaimProof]:
     """The claims about a CPU on the first host, where it never was while it was recorded."""
     reason = f"it speaks of {first}, which no event of this CPU was on"

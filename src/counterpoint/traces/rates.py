@@ -12,6 +12,10 @@ from counterpoint.traces.recording import Recording
 
 REFINEMENTS = 3
 
+PARTS = 4
+AGREE_PPM = 250
+"""By how much the rates of parts may differ: NTP slews, and latencies differ."""
+
 MIN_SPAN_NS = 10_000_000
 """A shorter span of timer events does not give a rate: their own latency would show in it."""
 
@@ -38,6 +42,9 @@ def _from_timers(recording: Recording) -> Rate | None:
     Of the most frequent timer function two events are taken, one from each end of the recording, whose stamps are least
     behind their ``now``: what is left of the error is the difference of two smallest latencies over the span, and
     CLOCK_MONOTONIC's own slew (at most 500 ppm under NTP).
+
+    Where a VM was stopped, restored or moved, one of the two clocks stood still and the other did not: then most parts
+    of the recording agree on a rate that is not the whole's, and it is theirs.
     """
     event = recording.format_named("timer", "hrtimer_expire_entry")
     rows = recording.rows(event)
@@ -54,6 +61,26 @@ def _from_timers(recording: Recording) -> Rate | None:
     order = np.argsort(now[often], kind="stable")
     now = now[often][order] - now[often][order[0]]
     stamp = relative(recording.stamp[rows[often]][order], int(recording.stamp[rows[often][order[0]]]))
+    ends = _ends(now, stamp)
+    if ends is None:
+        return None
+    edges = np.linspace(0, len(now), PARTS + 1).astype(np.int64)
+    parts = [(a, b) for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True) if b - a > 1]
+    found = [(a + e[0], a + e[1]) for a, b in parts if (e := _ends(now[a:b], stamp[a:b])) is not None]
+    slopes = sorted(((int(stamp[b] - stamp[a]) / int(now[b] - now[a]), a, b) for a, b in found))
+    if len(slopes) == PARTS:
+        # floats will do to choose by
+        middle, a, b = slopes[PARTS // 2]
+        agree = sum(abs(slope / middle - 1) * 1_000_000 <= AGREE_PPM for slope, _, _ in slopes)
+        whole = int(stamp[ends[1]] - stamp[ends[0]]) / int(now[ends[1]] - now[ends[0]])
+        if agree > PARTS // 2 and abs(whole / middle - 1) * 1_000_000 > 2 * AGREE_PPM:
+            ends = a, b
+    first, last = ends
+    return Rate.of_ratio(int(now[last] - now[first]), int(stamp[last] - stamp[first]), "hrtimer_expire_entry")
+
+
+def _ends(now: I64, stamp: I64) -> tuple[int, int] | None:
+    """Two events, one from each end, whose stamps are least behind their ``now``; None where the span is too short."""
     first, last = 0, len(now) - 1
     for _ in range(REFINEMENTS):
         span_ns, ticks = int(now[last] - now[first]), int(stamp[last] - stamp[first])
@@ -63,7 +90,7 @@ def _from_timers(recording: Recording) -> Rate | None:
         behind = stamp - now * (ticks / span_ns)
         third = max(1, len(now) // 3)
         first, last = int(behind[:third].argmin()), len(now) - third + int(behind[-third:].argmin())
-    return Rate.of_ratio(int(now[last] - now[first]), int(stamp[last] - stamp[first]), "hrtimer_expire_entry")
+    return first, last
 
 
 def _functions(recording: Recording, event: EventFormat, rows: I64) -> npt.NDArray[np.integer]:
