@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := tests/data/x86-agent
 
-.PHONY: demo test test-live worlds lint bench zipapp lab-x86 lab-arm64 lab-all clean help
+.PHONY: demo test test-long test-live worlds lint bench zipapp lab-x86 lab-arm64 lab-all clean help
 
 help:
 	@echo "make demo   the main job on a bundled recording of a host and its guest"
 	@echo "make test   all tests (install Debian's trace-cmd to compare with it)"
+	@echo "make test-long  those that take some minutes more: more worlds, more damaged files"
 	@echo "make test-live  tests of the running kernel, where there are root, tracefs and /dev/kvm"
 	@echo "make worlds 500 simulated worlds judged by their truth (some ten minutes on two cores)"
 	@echo "make lint   ruff and mypy --strict"
@@ -37,7 +38,10 @@ demo: $(VENV)/.installed
 	@echo "The same as text:  $(BIN)/counterpoint show $(DEMO)/host.dat $(DEMO)/guest.dat | less"
 
 test: $(VENV)/.develop
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto -m "not long" $(ARGS)
+
+test-long: $(VENV)/.develop
+	$(BIN)/python -m pytest -n auto -m long $(ARGS)
 
 # alone: tracefs and /dev/kvm are the machine's
 test-live: $(VENV)/.develop

@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from lab import stamps
+from lab import arm64_rows
 from lab.images import System, system
 from lab.machine import Channel, Job, Machine
 from lab.packages import LabError, Suites, environment, program
 from lab.rsp import Stub
-from lab.run import Lab, Row, holds
+from lab.run import Lab, Row
 
 SUITES = ("trixie", "trixie-backports")
 EMULATOR = ["qemu-system-arm", "python3", "trace-cmd"]
@@ -87,6 +86,8 @@ class Session:
     truths: list[dict[str, Any]] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
     """The debug stub's numbers of registers."""
+    paired: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """By guest: CNTVOFF by what ptp_kvm says in the guest, and the host's own clock."""
 
     def pyz(self, arguments: str, timeout: float = 120, check: bool = True) -> str:
         """Run Counterpoint in the host."""
@@ -193,9 +194,26 @@ class Session:
         self.lab.say(f"{guest.name}: CNTVOFF_EL2 is {offset} ({when})")
         return offset
 
+    def truth(self, kernel: str) -> dict[str, Any]:
+        """Return what was read, for `arm64_rows`."""
+        vmm = "QEMU " + self.host.run("qemu-system-aarch64 --version").split()[3]
+        guests = {g.name: {"offsets": g.offsets, "ptp_kvm": self.paired.get(g.name)} for g in self.guests.values()}
+        return {"kernel": kernel, "vmm": vmm, "guests": guests, "debug_stub": self.truths}
+
     def marks(self, guest: Guest, seconds: float, period_ms: float = 40) -> list[Job]:
         """Let each vCPU write its counter into the trace for so long: a light load too."""
         return [guest.channel.start(f"lab-counter marks {cpu} {seconds} {period_ms}") for cpu in range(guest.vcpus)]
+
+    def read_pair(self, guest: Guest) -> None:
+        """Hold ptp_kvm's pair (the guest's counter, the host's CLOCK_REALTIME) against the host's own such pair."""
+        said = json.loads(guest.channel.run("python3 /tmp/counterpoint.pyz offsets --json", 200, check=False))
+        before, realtime, after = json.loads(self.host.run("lab-counter clocks", 100))["realtime"]
+        for pair in said["host_pairs"]:
+            hz = said["host"]["frequency_hz"][0]
+            gone = (pair["host_realtime_ns"] - realtime) * hz // 10**9
+            slack = 2 + abs(gone) // 1_000_000
+            self.paired[guest.name] = before + gone - pair["after"] - slack, after + gone - pair["before"] + slack
+        self.lab.write(f"{guest.name}-ptp.json", said)
 
     def start_agent(self, guest: Guest) -> Job:
         """Start what the guest is recorded by, and wait until it listens."""
@@ -304,26 +322,25 @@ class Arm64:
         if self.offsets:
             load = [job for guest in session.guests.values() for job in self.load(session, guest, 8)]
             lab.write("offsets.json", session.pyz("offsets --vmm --json", 240, check=False))
+            for guest in session.guests.values():
+                session.read_pair(guest)
             for job in load:
                 job.wait(200)
             lab.say("offsets are read")
         self._record(session)
         for guest in session.guests.values():
             session.read_truth(guest, "after")
-        lab.write("truth.json", session.truths)
+        lab.write("truth.json", session.truth(boots.release))
         for guest in session.guests.values():
             lab.write(f"{guest.name}-dmesg.txt", _quietly(guest.channel, "dmesg"))
         (lab.folder / "capture").mkdir(exist_ok=True)
         for file in (host.share / "capture").iterdir():
             file.rename(lab.folder / "capture" / file.name)
-        vmm = "QEMU " + host.run("qemu-system-aarch64 --version").split()[3]
-        report = lab.counterpoint("sync", lab.folder / "capture", "--json").stdout
-        lab.write("sync.json", report)
-        lab.write("sync.txt", lab.counterpoint("sync", lab.folder / "capture").stdout)
-        rows = judge(session, json.loads(report))
-        for row in rows:
-            row.kernel, row.vmm = boots.release, vmm
-        return rows
+        return self.judge(lab)
+
+    def judge(self, lab: Lab) -> list[Row]:
+        """Prove what came home, and hold it against the truth."""
+        return arm64_rows.rows(lab, images(lab.cache, self.kernel)[0], self.verdicts)
 
     def _record(self, session: Session) -> None:
         """Record all until all that is to happen has happened."""
@@ -351,129 +368,6 @@ class Arm64:
         host.run("cp -r /tmp/capture /lab/share/", 120)
         lab.write("record.json", host.run("cat /tmp/record.json"))
         lab.say("recorded")
-
-
-def judge(session: Session, report: Mapping[str, Any]) -> list[Row]:
-    """Hold what `sync` found, and what each source said before, against the truth: a row for each epoch.
-
-    The interval is that of CNTVOFF where `sync` knows how stamps come of the counter, else that of a mark's host stamp.
-    """
-    capture = json.loads((session.lab.folder / "capture/capture.json").read_text())
-    first, last = capture["vms"][0], capture["vms"][-1]
-    if (session.lab.folder / "offsets.json").exists():
-        first = json.loads((session.lab.folder / "offsets.json").read_text())
-    rows = []
-    for said in report["guests"]:
-        guest = session.guests[said["name"]]
-        for vcpu in said["vcpus"]:
-            marks = held_marks(session, said, vcpu)
-            for index, epoch in enumerate(vcpu["epochs"]):
-                truth = guest.offsets[index] if len(guest.offsets) == len(vcpu["epochs"]) else None
-                row = Row(
-                    case=session.case.name,
-                    architecture="arm64",
-                    kernel="",
-                    vmm="",
-                    clock=said["clock"],
-                    guest=guest.name,
-                    vcpu=vcpu["guest_cpu"],
-                    truth=None if truth is None else (truth, truth),
-                    truth_by="CNTVOFF_EL2 by the debug stub, marks",
-                    interval=epoch.get("cntvoff_feasible") and tuple(epoch["cntvoff_feasible"]),
-                    unit="ticks of CNTVOFF",
-                    width_ns=epoch["width_ns"],
-                    verdict=epoch["verdict"],
-                )
-                here = [mark for mark in marks if mark.epoch == index]
-                if row.interval is None and here:
-                    middle = here[len(here) // 2]
-                    row.truth, row.interval = middle.true, middle.found
-                    row.unit = f"ns, host stamp of guest stamp {middle.stamp}"
-                reasons = []
-                if truth is None:
-                    reasons.append(f"{len(vcpu['epochs'])} epochs, but CNTVOFF_EL2 was {guest.offsets}")
-                elif index in (0, len(guest.offsets) - 1):
-                    row.sources = sources(last if index else first, guest.name, vcpu["guest_cpu"], truth)
-                    reasons += [f"{name}: {text}" for name, text in row.sources.items() if text.startswith("not ")]
-                if truth is not None and not holds(row.interval, row.truth):
-                    reasons.append("the truth is not in the interval")
-                wrong = sum(not holds(mark.found, mark.true) for mark in here)
-                row.sources["marks"] = f"{len(here) - wrong} of {len(here)} hold"
-                reasons += [f"{wrong} marks are not where the map puts them"] if wrong else []
-                reasons += [] if here else ["no mark lies in what both recorded"]
-                row.sources |= {f"{c['source']} (sync)": c["verdict"] for c in vcpu["claims"]}
-                if epoch["verdict"] not in session.case.verdicts:
-                    reasons.append(f"the verdict is {epoch['verdict']}")
-                row.ok, row.reason = not reasons, "; ".join(reasons)
-                rows.append(row)
-    return rows
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A mark of a guest: its stamp, where that is in the host's clock by the truth, and by `counterpoint convert`."""
-
-    epoch: int
-    stamp: int
-    true: tuple[int, int]
-    found: tuple[int, int]
-
-
-def held_marks(session: Session, said: Mapping[str, Any], vcpu: Mapping[str, Any]) -> list[Mark]:
-    """Return the marks of a vCPU between two of the host's, where its epochs are as many as its offsets were."""
-    lab, guest, capture = session.lab, session.guests[said["name"]], session.lab.folder / "capture"
-    if len(guest.offsets) != len(vcpu["epochs"]):
-        return []
-    host = json.loads((capture / "capture.json").read_text())["machines"]["host"]
-    rate = Fraction(10**9, host["counter"]["hz"][0])
-    hosts = stamps.read_marks(session.emulator, capture / "host.dat")[0]
-    known = []
-    for mark in stamps.read_marks(session.emulator, capture / f"{guest.name}.dat").get(vcpu["guest_cpu"], []):
-        for index, epoch in enumerate(vcpu["epochs"]):
-            begins, ends = epoch["guest_from"], epoch["guest_to"]
-            if (begins is not None and mark.low < begins) or (ends is not None and mark.high >= ends):
-                continue
-            true = stamps.at(hosts, mark.counter + guest.offsets[index], rate)
-            if true is not None:
-                known.append((index, mark, true))
-    if not known:
-        return []
-    values = [str(value) for _, mark, _ in known for value in (mark.low, mark.high)]
-    which = ["--guest", guest.name, "--cpu", str(vcpu["guest_cpu"])]
-    answered = lab.counterpoint("convert", capture, *which, "--json", *values)
-    answers = [json.loads(line) for line in answered.stdout.splitlines()]
-    return [
-        Mark(index, mark.high, true, (low["earliest"], high["latest"]))
-        for (index, mark, true), low, high in zip(known, answers[::2], answers[1::2], strict=True)
-    ]
-
-
-def sources(offsets: Mapping[str, Any], name: str, number: int, cntvoff: int) -> dict[str, str]:
-    """Return what each source of `offsets` said of a vCPU: "equal", the bracket that holds it, or "not ..."."""
-    said: dict[str, str] = {}
-    for vm in offsets["vms"]:
-        for vcpu in vm["vcpus"]:
-            if (vm["name"], vcpu["vcpu"]) != (name, number):
-                continue
-            physical = [r["offset"] for r in vcpu["readings"] if r["level"] == "physical"]
-            for reading in vcpu["readings"]:
-                low, high = reading["offset"]
-                if reading["level"] == "L1":
-                    said[reading["source"]] = _beside((low, high), (-cntvoff, -cntvoff))
-                elif low != high:
-                    # no register of these CPUs has the physical offset: two sources of it are held against each other
-                    exact = next((r for r in physical if r[0] == r[1]), None)
-                    if exact is not None:
-                        said[reading["source"]] = _beside((low, high), exact)
-            said |= {missing["source"]: f"missing: {missing['reason']}" for missing in vcpu["missing"]}
-    return said
-
-
-def _beside(said: Sequence[int], truth: Sequence[int]) -> str:
-    if said[0] == said[1]:
-        return "equal" if said[0] == truth[0] else f"not equal: {said[0]}"
-    inside = said[0] <= truth[0] <= said[1]
-    return f"{'' if inside else 'not '}within {said[1] - said[0] + 1} ticks"
 
 
 def _quietly(where: Machine | Channel, script: str) -> str:

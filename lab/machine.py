@@ -55,6 +55,7 @@ class Job:
 
     def wait(self, timeout: float, check: bool = True) -> str:
         """Return what it said, when it has ended; status 0 is demanded with `check`."""
+        timeout *= self._channel.machine.patience
         ends = time.monotonic() + timeout
         while True:
             self._channel.machine.check()
@@ -63,7 +64,7 @@ class Job:
                 break
             except queue.Empty:
                 if time.monotonic() > ends:
-                    text = f"{self._channel.name}: no answer in {timeout} s to: {self._script[:300]}"
+                    text = f"{self._channel.name}: no answer in {timeout:.0f} s to: {self._script[:300]}"
                     raise LabError(f"{text}\nits console: {self._channel.machine.console}") from None
         self._answer.put((status, output))
         if check and status:
@@ -98,6 +99,7 @@ class Channel:
 
     def up(self, timeout: float) -> str:
         """Wait until the machine (the next one at this port) says that it is up; return its kernel's release."""
+        timeout *= self.machine.patience
         ends = time.monotonic() + timeout
         while True:
             self.machine.check()
@@ -105,7 +107,7 @@ class Channel:
                 return self._ups.get(timeout=0.5)
             except queue.Empty:
                 if time.monotonic() > ends:
-                    text = f"{self.name}: not up after {timeout} s; console: {self.machine.console}"
+                    text = f"{self.name}: not up after {timeout:.0f} s; console: {self.machine.console}"
                     raise LabError(text) from None
 
     def start(self, script: str) -> Job:
@@ -149,6 +151,9 @@ class Machine:
         # of all channels: a guest that is moved to another port answers there
         self.jobs: dict[str, Job] = {}
         self.ids = itertools.count(1)
+        # a factor of every timeout: how much slower than usual the emulation is, among other busy processes
+        self.patience = 1.0
+        self._began = 0.0
 
     def _arguments(self) -> list[str]:
         arguments = [
@@ -167,6 +172,7 @@ class Machine:
     def start(self) -> None:
         """Start the emulation; it ends when this process does."""
         self.share.mkdir(parents=True, exist_ok=True)
+        self._began = time.monotonic()
         with (self.folder / f"{self.name}-qemu.txt").open("wb") as said:
             self._process = subprocess.Popen(
                 [*self._command, *self._arguments()],
@@ -199,9 +205,11 @@ class Machine:
         assert self._process is not None
         return self._process.pid
 
-    def up(self, timeout: float) -> str:
-        """Wait until the machine is up; return its kernel's release."""
-        return self.channel(0).up(timeout)
+    def up(self, timeout: float, usual: float = 12) -> str:
+        """Wait until the machine is up, which `usual`ly takes so many seconds; return its kernel's release."""
+        found = self.channel(0).up(timeout)
+        self.patience = max(1.0, (time.monotonic() - self._began) / usual)
+        return found
 
     def channel(self, number: int) -> Channel:
         """Return the commands' way to the machine (0), or to the guest that has its port `number`."""

@@ -105,7 +105,7 @@ class Lab:
         ends = time.monotonic() + timeout
         while not (found := what()):
             if time.monotonic() > ends:
-                raise LabError(f"not within {timeout} s: {text}")
+                raise LabError(f"not within {timeout:.0f} s: {text}")
             time.sleep(0.3)
         return found
 

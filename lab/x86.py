@@ -108,7 +108,7 @@ class Session:
         # a port of the machine that it runs in: a nested guest's parent has one for it
         passed = 1 if parent else port
         where.run(f"cd /run; {line} <>$(lab-port {passed}) >&0 2>/lab/share/{name}-qemu.txt &")
-        text = f"n=0; until [ -s /run/{name}.pid ]; do sleep 0.3; n=$((n+1)); [ $n -lt 200 ] || exit 1; done"
+        text = f"n=0; until [ -s /run/{name}.pid ]; do sleep 0.3; n=$((n+1)); [ $n -lt 2000 ] || exit 1; done"
         try:
             where.run(text, 120)
         except LabError:
@@ -138,7 +138,7 @@ class Session:
         if come == state:
             moved = self.start_guest("moved", guest.port + 1, f"-incoming {shlex.quote(come)}", wait=False)
         self.qmp(guest, "migrate", uri=out)
-        self.lab.eventually(lambda: self._migrated(guest), 120, "the guest's state is out")
+        self.lab.eventually(lambda: self._migrated(guest), 120 * self.host.patience, "the guest's state is out")
         before_end()
         self.qmp(guest, "quit")
         self.lab.say("the guest's state is out, its first VMM ends")
@@ -208,7 +208,7 @@ class Session:
             agent = "python3 /tmp/counterpoint.pyz agent --json --secret-file /tmp/secret"
             job = guest.channel.start(f"cd /tmp; {agent} > agent.txt 2>&1")
             ready = "grep -q listening /tmp/agent.txt"
-        for_long = f"n=0; until {ready}; do sleep 0.3; n=$((n+1)); [ $n -lt 300 ] || exit 1; done"
+        for_long = f"n=0; until {ready}; do sleep 0.3; n=$((n+1)); [ $n -lt 2000 ] || exit 1; done"
         try:
             guest.channel.run(for_long, 200)
         except LabError:
@@ -271,7 +271,7 @@ class X86:
         zipapp = lab.zipapp()
         # a disk has whole sectors
         (host.share / "counterpoint.pyz").write_bytes(zipapp.read_bytes() + bytes(-zipapp.stat().st_size % 512))
-        host.up(120)
+        host.up(600)
         lab.say("the host is up")
         session = Session(lab, self, host, zipapp, root)
         host.run(f"umask 077; echo {shlex.quote(SECRET)} > /tmp/secret")
@@ -281,7 +281,9 @@ class X86:
         if self.watch:
             arguments = "offsets --watch --no-probes --json > /lab/share/watch.jsonl & echo $! > /tmp/watch.pid; wait"
             watching = host.channel(0).start(f"cd /tmp; python3 /lab/share/counterpoint.pyz {arguments}")
-            lab.eventually(lambda: _size(host.share / "watch.jsonl"), 60, "offsets --watch says what is there")
+            lab.eventually(
+                lambda: _size(host.share / "watch.jsonl"), 60 * host.patience, "offsets --watch says what is there"
+            )
         guest = session.start_guest("guest", 1, self.guest_options)
         if watching:
             host.run("kill -TERM $(cat /tmp/watch.pid)")
@@ -353,7 +355,7 @@ class X86:
         begun = {"inside": "capture/host.dat.cpu0", "trace-cmd": "begun"}.get(self.recorder, "capture/guest.dat.cpu0")
         for attempt in (1, 2, 3):
             job = host.channel(0).start(f"cd /tmp; rm -rf capture; {self._recorder_in_host(guest)}")
-            lab.eventually(partial(self._ended_or_begun, job, host, begun), 240, "the recording begins")
+            lab.eventually(partial(self._ended_or_begun, job, host, begun), 240 * host.patience, "the recording begins")
             if not job.done:
                 return job
             said = job.wait(1, check=False) + host.run("cat /tmp/record.json", check=False)
@@ -394,7 +396,7 @@ class X86:
         command = f"trace-cmd record -C x86-tsc -b 4000 {events} -o guest.dat"
         job = guest.channel.start(f"sh -c 'echo $$ > trace.pid; exec {command}' > trace.txt 2>&1")
         begun = "grep -qs 1 /sys/kernel/tracing/events/sched/sched_switch/enable"
-        guest.channel.run(f"n=0; until {begun}; do sleep 0.5; n=$((n+1)); [ $n -lt 200 ] || exit 1; done", 240)
+        guest.channel.run(f"n=0; until {begun}; do sleep 0.5; n=$((n+1)); [ $n -lt 2000 ] || exit 1; done", 240)
         return job
 
 

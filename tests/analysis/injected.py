@@ -40,7 +40,7 @@ EVENTS = {
     "waking": event(25, "sched", "sched_waking", "pid_t pid", "int target_cpu"),
     "irq": event(27, "irq", "irq_handler_entry", "int irq"),
     "handled": event(28, "irq", "irq_handler_exit", "int irq"),
-    "start": event(30, "timer", "hrtimer_start", "u64 hrtimer", "u64 function", "s64 softexpires"),
+    "start": event(30, "timer", "hrtimer_start", "u64 hrtimer", "u64 function", "s64 expires", "s64 softexpires"),
     "expire": event(31, "timer", "hrtimer_expire_entry", "u64 hrtimer", "s64 now", "u64 function"),
     "expired": event(32, "timer", "hrtimer_expire_exit", "u64 hrtimer"),
     "spins": event(33, "lock", "contention_begin", "u64 lock_addr", "unsigned int flags"),
@@ -239,7 +239,7 @@ def make(seed: int, folder: Path, kind: str | None = None, *, quiet: bool = Fals
             zero.log.append((zero.at - 100, zero.at, ("guest lock", "other [61] spins for a lock")))
         late = zero.at - due
         guest.add(0, zero.at, "expire", OTHER, hrtimer=9, now=1_000_000 + late)
-        guest.add(0, begun - 150, "start", OTHER, hrtimer=9, softexpires=1_000_000)
+        guest.add(0, begun - 150, "start", OTHER, hrtimer=9, expires=1_000_000, softexpires=1_000_000)
         guest.add(0, zero.at + 60, "waking", OTHER, pid=LATE, target_cpu=0)
         guest.add(0, zero.at + 90, "expired", OTHER, hrtimer=9)
         zero.run_quietly(100, "other [61] spins for a lock" if kind == "lock" else None)

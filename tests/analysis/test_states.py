@@ -10,7 +10,7 @@ import pytest
 from analysis.oracle import follow
 from counterpoint.analysis.contexts import Context
 from counterpoint.analysis.edges import HostEdges
-from counterpoint.analysis.states import State, VcpuStates, vcpu_states
+from counterpoint.analysis.states import State, VcpuStates, _alone, _in_calls, vcpu_states
 from counterpoint.analysis.threads import thread_steps
 from counterpoint.clocks.rate import Rate
 from counterpoint.timeline.merge import Machine
@@ -42,6 +42,8 @@ EVENTS = {
     "wakeup": event(23, "kvm", "kvm_vcpu_wakeup", "u64 ns", "bool waited", "bool valid"),
     "switch": event(24, "sched", "sched_switch", "pid_t prev_pid", "long prev_state", "pid_t next_pid"),
     "waking": event(25, "sched", "sched_waking", "pid_t pid", "int target_cpu"),
+    "call": event(29, "raw_syscalls", "sys_enter", "long id"),
+    "called": event(30, "raw_syscalls", "sys_exit", "long id"),
     "mark": event(26, "test", "mark"),
 }  # fmt: skip
 
@@ -252,6 +254,42 @@ def test_guest_mode_tells_what_the_guest_ran():
                 checked += 1
         assert (vcpu.context[vcpu.state != State.GUEST] == 0).all()
     assert checked > 100
+
+
+def test_system_calls_of_the_vmm_and_who_ends_a_sleep_in_one(tmp_path):
+    calls = (
+        f"0 122 called {A} id=16",
+        f"0 125 call {A} id=1",
+        f"0 130 switch {A} prev_pid={A} prev_state=1 next_pid=0",
+        f"1 135 waking 77 pid={A} target_cpu=0",
+        f"0 138 switch {HOG} prev_pid={HOG} prev_state=0 next_pid={A}",
+        f"0 140 called {A} id=1",
+        f"0 145 call {A} id=16",
+    )
+    script = ("0 0 mark 1", *BEGUN[:3], *calls, BEGUN[3], f"0 160 exit {A}", "1 1000 mark 1")
+    recording = Recording.open(host(tmp_path, *script))
+    rows = np.ones(len(recording), np.bool_)
+    edges = HostEdges(Machine("host", recording, None, recording.stamp, rows, rows), 0, Rate.ns())
+
+    vcpu = _in_calls(_alone((edges,), 0, A, thread_steps(edges, A), None, None), edges)
+
+    whole(vcpu)
+    found = [
+        (begin, State(state).name, what)
+        for begin, state, what in zip(vcpu.begin.tolist(), vcpu.state.tolist(), vcpu.what.tolist(), strict=True)
+    ]
+    assert found[3:11] == [
+        (120, "USER", -1),
+        (125, "USER", 1),
+        (130, "BLOCKED", 1),
+        (135, "WAITING", 1),
+        (138, "USER", 1),
+        (140, "USER", -1),
+        (145, "USER", 16),
+        (150, "GUEST", -1),
+    ]
+    (row,) = vcpu.woken_by()[vcpu.woken_by() >= 0].tolist()
+    assert (recording.stamp[row], recording.pid[row]) == (135, 77)
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.claims.dynamic_events import MAX_VALUES, Probe, check_probes, logs_of, parse_probe, recognised
+from counterpoint.claims.dynamic_events import MAX_VALUES, Log, Probe, check_probes, logs_of, parse_probe, recognised
 from counterpoint.claims.model import Claim, CounterClaim
 from counterpoint.clocks.counter import to_signed
 from counterpoint.errors import UsageError
@@ -196,6 +197,16 @@ def test_a_value_that_comes_back_is_one_claim_of_several_spans(tmp_path: Path) -
     assert (seven.held.begin.tolist(), seven.held.end.tolist()) == ([1000, 1200, 1400], [1100, 1300, 1401])
     assert (nine.held.begin.tolist(), nine.held.end.tolist()) == ([1100, 1300], [1200, 1400])
     assert (seven.detail, nine.detail) == ("3 spans", "2 spans")
+
+
+def test_the_probe_of_a_recorder_is_called_by_its_field() -> None:
+    span = np.array([5], np.uint64), np.array([9], np.uint64), np.array([7])
+    sources = [
+        Log(Probe(system, "offset", "voff"), "cntvoff", 101, *span).claims[0].source
+        for system in ("counterpoint_276_16246_1", "lab")
+    ]
+
+    assert sources == ["probe:voff", "lab:offset:voff"]
 
 
 def test_another_threads_event_is_the_one_vcpus_of_that_id(tmp_path: Path) -> None:

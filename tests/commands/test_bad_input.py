@@ -486,6 +486,7 @@ class TestTruncated:
         inside = [cut for cut in boundaries if 0 <= cut < len(data)]
         return sorted({*inside, *(chance.randrange(len(data)) for _ in range(200))})
 
+    @pytest.mark.long
     def test_info(self, run, real, tmp_path):
         data, sections = real
         path = tmp_path / "t.dat"
@@ -658,6 +659,7 @@ class TestHostile:
             else:
                 assert answer.status in (0, 1)
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("kind", "big_endian"), [*((kind, False) for kind in KINDS), ((6, "none"), True), ((7, "none"), True)]
     )

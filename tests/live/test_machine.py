@@ -55,6 +55,14 @@ def test_claims_are_the_exact_offsets_of_l1_each_once(look, monkeypatch):
     assert claims[0]["vm"] == {"pid": 50, "descriptor": 3, "vmm": "QEMU", "name": "web"} and "guest" not in claims[0]
 
 
+def test_an_offset_that_changed_is_left_to_the_recordings_own_probe(look, monkeypatch):
+    monkeypatch.setattr(report.libc, "MACHINE", "x86_64")
+    look.in_recording = True
+
+    assert [(c["cpu"], c["offset"], c["source"]) for c in look.claims(look.vm_of("web"))] == [(0, -7, "vmm-offset")]
+    assert [c["offset"] for c in look.claims(look.vm_of("60"))] == [-5]
+
+
 def test_claims_of_arm64_are_of_cntvoff(look, monkeypatch):
     monkeypatch.setattr(report.libc, "MACHINE", "aarch64")
     claims = look.claims(look.vm_of("60"))

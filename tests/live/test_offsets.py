@@ -427,6 +427,19 @@ def test_doctor_reads_what_kinds_of_dynamic_events_there_are(monkeypatch, tmp_pa
     assert (found.state, found.text) == (doctor.GOOD, "kprobe, fprobe, tracepoint, uprobe, BTF fields")
 
 
+@pytest.mark.parametrize(
+    ("machine", "state", "said"),
+    [("aarch64", doctor.GOOD, "by a register: CNTVOFF, if this host has VHE"), ("x86_64", doctor.INFO, "none that")],
+)
+def test_without_btf_fields_an_arm64_kernel_still_shows_the_offset(tmp_path, monkeypatch, machine, state, said):
+    monkeypatch.setattr(doctor.libc, "MACHINE", machine)
+    (tmp_path / "README").write_text("\t    place (kretprobe): [<module>:]<symbol>[+<offset>]%return|<memaddr>\n")
+
+    found = {finding.what: finding for finding in doctor._dynamic(tmp_path)}["dynamic events"]
+
+    assert found.state == state and said in found.text and found.text.startswith("kprobe;")
+
+
 def test_the_counter_lies_between_two_readings_of_kvms(run_vmm):
     from counterpoint.live import counter
 

@@ -73,7 +73,7 @@ def attach(command: str, folder: Path) -> tuple[Path, Path]:
 
 @pytest.mark.peer
 def test_trace_cmd_attach_puts_every_event_into_its_window(tmp_path):
-    result = of_world(tmp_path, tsc2nsec=True, vcpus=2)
+    result = of_world(tmp_path, tsc2nsec=True, vcpus=2, compression="none")
     folder = tmp_path / "copies"
     folder.mkdir()
 

@@ -65,6 +65,7 @@ def oracle(world: Drawn) -> tuple[Fraction, Fraction]:
     return min(slopes), max(slopes)
 
 
+@pytest.mark.long
 @settings(max_examples=12, deadline=None)
 @given(st.integers(0, 10**6))
 def test_the_rates_are_those_of_the_slow_oracle_or_wider(seed: int) -> None:

@@ -12,10 +12,12 @@ from counterpoint.proof.verdicts import Verdict
 from counterpoint.timeline.sync import SyncResult
 from proof.random_worlds import World, complaints, random_world, true_offsets, wrong_claims
 
-SEEDS, PER_TEST = 130, 10
+SEEDS, PER_TEST, QUICK = 220, 10, 50
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, PER_TEST))
+@pytest.mark.parametrize(
+    "first", [pytest.param(n, marks=[pytest.mark.long] * (n >= QUICK)) for n in range(0, SEEDS, PER_TEST)]
+)
 def test_what_is_said_of_a_world_is_true(tmp_path: Path, first: int) -> None:
     found = []
     for seed in range(first, first + PER_TEST):

@@ -475,6 +475,7 @@ def test_both_cntvoffs_and_the_sum_in_hardware_are_explained(name: str) -> None:
                 assert mine.epochs[0].ticks.cntvoff == own
 
 
+@pytest.mark.long
 @pairs([n for n in USUAL if n not in NOTHING and (n != "arm64-pause" or FULL)])
 def test_without_kvm_events_the_switches_hold_the_truth(name: str) -> None:
     """Each thread is still found; an offset is derived with the truth inside, or left in doubt where it changed."""
@@ -498,6 +499,7 @@ def test_without_kvm_events_recordings_that_do_not_overlap_derive_nothing(name: 
     assert not any(v.verdict.is_sound for g in result.guests for v in g.vcpus)
 
 
+@pytest.mark.long
 @pairs(["x86-agent", "x86-busy", "x86-vcpus-differ"])
 def test_without_kvm_events_another_hosts_guest_is_not_derived(name: str) -> None:
     others = {"x86-agent": "x86-busy", "x86-busy": "x86-agent", "x86-vcpus-differ": "x86-agent"}

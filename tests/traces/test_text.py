@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,10 +12,12 @@ from counterpoint.errors import BadFileError, UsageError
 from counterpoint.outputs.text import EventText
 from counterpoint.simulate import World, WorldOptions
 from counterpoint.timeline.sync import sync
+from counterpoint.traces.rates import rate_of
 from counterpoint.traces.recording import Recording
 from writers.text import write_text
 from writers.worlds import tiny_pair
 
+DATA = Path(__file__).parents[1] / "data"
 LINE = "  CPU 0/KVM-191   [001] d..1. 26162.910733: kvm_entry: vcpu 3, rip 0x10\n"
 
 
@@ -37,6 +41,7 @@ def test_what_is_written_is_read(tmp_path, kernel):
         names = [first.event_name(i) for i in first.event_id.tolist()]
         assert [found.event_name(i) for i in found.event_id.tolist()] == names
         assert found.rounding == ((500, 499) if kernel else (500, 999))
+        assert found.warnings == []
 
 
 @pytest.mark.parametrize(
@@ -200,7 +205,7 @@ def test_no_byte_of_a_text_can_do_harm(tmp_path):
     first = Recording.open(tiny_pair(clock="mono", lost=5)[0].write(tmp_path / "t.dat"))
     whole = write_text(first, tmp_path / "whole.txt").read_bytes()
     path = tmp_path / "t.txt"
-    for number in range(60):
+    for number in range(30):
         data = bytearray(whole)
         for at in rng.integers(len(data), size=20).tolist():
             data[at] = int(rng.integers(1, 256)) if number % 2 else ord("9 :.-[]=\n"[at % 9])
@@ -211,3 +216,15 @@ def test_no_byte_of_a_text_can_do_harm(tmp_path):
             continue
         for event in found.counts_by_id():
             assert len(EventText(found).render(event, found.rows(event))) == len(found.rows(event))
+
+
+def test_timers_tell_how_long_a_tick_is(tmp_path):
+    """As in trace.dat, although a timer's function is printed by its name."""
+    first = Recording.open(DATA / "x86-agent" / "host.dat")
+    found = Recording.open(write_text(first, tmp_path / "host.txt", kernel=False)).in_clock("x86-tsc")
+    event = found.format_named("timer", "hrtimer_expire_entry")
+
+    assert event is not None
+    assert (field := event.field("function")) is not None
+    assert field.kind == "string"
+    assert rate_of(found) == rate_of(first)

@@ -109,7 +109,8 @@ def _tracing_data(recording: Recording) -> bytes:
         return struct.pack("<Q", len(text)) + text
 
     texts = [recording.formats.text(i) for i in recording.formats]
-    page = b"\tfield: u64 timestamp;\toffset:0;\tsize:8;\tsigned:0;\n"
+    sizes = (("u64 timestamp", 0, 8), ("local_t commit", 8, 8), ("int overwrite", 8, 1), ("char data", 16, 4080))
+    page = "".join(f"\tfield: {n};\toffset:{at};\tsize:{size};\tsigned:1;\n" for n, at, size in sizes).encode()
     out = b"\x17\x08\x44tracing0.6\0\0\x08" + struct.pack("<I", 4096)
     out += b"header_page\0" + sized(page) + b"header_event\0" + sized(b"")
     out += struct.pack("<2I", 0, len({s for s, _ in texts}))

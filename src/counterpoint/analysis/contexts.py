@@ -14,13 +14,14 @@ from counterpoint.timeline.merge import Machine
 
 
 class Context(IntEnum):
-    """What a guest's CPU runs."""
+    """What a guest's CPU runs; of a VMM, that it is in a system call."""
 
     UNKNOWN = 0
     IDLE = 1
     TASK = 2
     SOFTIRQ = 3
     IRQ = 4
+    SYSCALL = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,6 +201,32 @@ class HostEdges:
         kinds.append((Edge.HALT, self.recording.pid[rows].astype(np.int64), self.when(rows) - waited, none, none))
 
     @cached_property
+    def _calls(self) -> tuple[I64, I64, I64]:
+        """(thread, when, number) of system calls and of their ends (-1), sorted by thread and time."""
+        tids, whens, numbers = ([np.zeros(0, np.int64)] for _ in range(3))
+        for event in self.recording.formats.values():
+            if event.system not in ("raw_syscalls", "syscalls") or not event.name.startswith(("sys_enter", "sys_exit")):
+                continue
+            rows = self.recording.rows(event)
+            rows = rows[self.machine.placed[rows]]
+            field = "id" if event.system == "raw_syscalls" else "__syscall_nr"
+            if not len(rows) or not _has_int(event, field):
+                continue
+            tids.append(self.recording.pid[rows].astype(np.int64))
+            whens.append(self.when(rows))
+            number = self.recording.column(event, field, rows).astype(np.int64)
+            numbers.append(number if event.name.startswith("sys_enter") else np.full(len(rows), -1, np.int64))
+        tid, when, number = (np.concatenate(parts) for parts in (tids, whens, numbers))
+        order = np.lexsort((when, tid))
+        return tid[order], when[order], number[order]
+
+    def calls(self, tid: int) -> tuple[I64, I64]:
+        """(when, number) of a thread's system calls, in order; number -1 where it returns from one."""
+        of, when, number = self._calls
+        part = slice(*np.searchsorted(of, [tid, tid + 1]).tolist())
+        return when[part], number[part]
+
+    @cached_property
     def tids(self) -> list[int]:
         """The threads with kvm_entry or kvm_exit."""
         self._all  # noqa: B018

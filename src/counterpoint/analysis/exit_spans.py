@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from counterpoint.clocks.counter import I64, relative
-from counterpoint.proof.windows import HostActivity, WindowKind
+from counterpoint.clocks.counter import I64, distinct, relative
+from counterpoint.proof.windows import HostActivity
 from counterpoint.timeline.merge import Machine
 
 
@@ -26,22 +26,24 @@ def exit_spans(machine: Machine, activity: HostActivity | None = None) -> ExitSp
     """The exits of all threads of ``machine``; ``activity``: of its recording, where there is one already."""
     recording = machine.recording
     activity = activity or HostActivity(recording)
-    exits, entries = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for tid in activity.tids.tolist() if activity.kind is WindowKind.KVM else ():
-        windows = activity.windows(tid)
-        # what lies between two spans was seen: from the exit that ended the one to the entry that began the other
-        after = np.r_[windows.entry_row[1:], -1]
-        apart = np.r_[windows.lo[1:] > windows.hi[:-1], False]
-        # the parts of a window that was cut at a loss have one entry and one exit
-        apart &= relative(recording.stamp[after], windows.base) >= relative(
-            recording.stamp[windows.exit_row], windows.base
-        )
-        run = windows.is_run & (windows.exit_row >= 0) & apart & (after >= 0)
-        exits.append(windows.exit_row[run])
-        entries.append(after[run])
-    out = recording.rows(recording.format_named("kvm", "kvm_exit"))
-    back = np.full(len(recording) + 1, -1, np.int64)
-    back[np.concatenate(exits)] = np.concatenate(entries)
-    out = out[machine.placed[out]]
-    entry = back[out]
-    return ExitSpans(out, np.where((entry >= 0) & machine.placed[entry], entry, -1))
+    exits = recording.rows(recording.format_named("kvm", "kvm_exit"))
+    entries = recording.rows(recording.format_named("kvm", "kvm_entry"))
+    row = np.r_[exits, entries]
+    is_exit = np.repeat(np.array([True, False]), [len(exits), len(entries)])
+    tid, stamp = recording.pid[row].astype(np.int64), relative(recording.stamp[row], recording.base)
+    order = np.lexsort((row, stamp, tid))
+    row, is_exit, tid, stamp = row[order], is_exit[order], tid[order], stamp[order]
+    at = np.flatnonzero(is_exit[:-1] & ~is_exit[1:] & (tid[:-1] == tid[1:]))
+    seen = np.zeros(len(at), np.bool_)
+    threads, starts = distinct(tid[at])
+    for thread, begin, end in zip(threads.tolist(), starts.tolist(), [*starts[1:].tolist(), len(at)], strict=True):
+        windows, mine = activity.windows(thread), at[begin:end]
+        # between the two the thread is seen outside guest mode: no run window and nothing unknown
+        before = np.searchsorted(windows.lo, stamp[mine], side="right") - 1
+        after = np.minimum(before + 1, len(windows.lo) - 1)
+        seen[begin:end] = (before >= 0) & (windows.hi[before] <= stamp[mine]) & (windows.lo[after] >= stamp[mine + 1])
+    back = np.full(len(recording), -1, np.int64)
+    back[row[at[seen]]] = row[at[seen] + 1]
+    exits = exits[machine.placed[exits]]
+    entry = back[exits]
+    return ExitSpans(exits, np.where((entry >= 0) & machine.placed[entry], entry, -1))

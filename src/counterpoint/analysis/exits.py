@@ -7,6 +7,7 @@ import re
 import numpy as np
 
 from counterpoint.clocks.counter import I64, Bools
+from counterpoint.traces.distinct import distinct_rows
 from counterpoint.traces.printing import PrintFormat, Symbols, compile_print
 from counterpoint.traces.recording import Recording
 
@@ -35,7 +36,7 @@ class ExitNames:
         index = np.full(len(rows), -1, np.int64)
         names: dict[str, int] = {}
         kinds = np.where(rows >= 0, self._recording.event_id[rows].astype(np.int64), -1)
-        for event_id in np.unique(kinds[kinds >= 0]).tolist():
+        for event_id in np.flatnonzero(np.bincount(kinds[kinds >= 0])).tolist():
             mine = np.flatnonzero(kinds == event_id)
             code, texts = self._of_kind(event_id, rows[mine])
             numbers = np.array([names.setdefault(text, len(names)) for text in texts], np.int64)
@@ -49,11 +50,8 @@ class ExitNames:
         telling = [
             f.name for f in event.fields if f.name in _TELLING and f.kind == "int" and not f.dynamic and f.size <= 8
         ]
-        code = np.zeros(len(rows), np.int64)
-        for name in telling:
-            values, at = np.unique(self._recording.column(event, name, rows), return_inverse=True)
-            _, code = np.unique(code * len(values) + at, return_inverse=True)
-        _, first = np.unique(code, return_index=True)
+        columns = [self._recording.column(event, name, rows).astype(np.int64) for name in telling]
+        first, code = distinct_rows(np.stack(columns or [np.zeros(len(rows), np.int64)], axis=1).view(np.uint64))
         if event_id not in self._formats:
             self._formats[event_id] = compile_print(event, self._symbols)
         texts = self._formats[event_id].render(self._recording.batch(event, rows[first]))

@@ -1,13 +1,16 @@
 """Interrupts across the boundary: from the host's request to the injection, the entry and the guest's handler.
 
-Two rules pair them; what neither makes certain is not paired.
+Three rules pair them; what none makes certain is not paired.
 
 x86, where KVM injects (``kvm_inj_virq``): a requested interrupt is a bit of the vCPU's IRR (``kvm_apic_accept_irq``):
 an injection answers all requests of its vector since that vector's injection before, and waited since the first. KVM
 injects while the guest's interrupts are on, so no handler is under way, and the guest takes the interrupt with the next
 ``kvm_entry``: the first event after it that is marked as made by a hard interrupt's handler is that interrupt's, if it
-comes before the next injection's entry. An injection that had to be repeated counts once. With APICv or AVIC the
-processor delivers interrupts that no event tells of (``kvm_apicv_accept_irq``): of such vCPUs no handler is paired.
+comes before the next injection's entry. An injection that had to be repeated counts once.
+
+x86 with APICv or AVIC (``kvm_apicv_accept_irq``): the processor itself delivers interrupts, some of which no event
+tells of, and none is injected. There the guest's own events that carry the vector (``irq_vectors``) answer the requests
+of that vector since the one before.
 
 arm64: the vCPU's timer (``kvm_timer_update_irq``, level 1) with the guest's ``irq_handler_entry`` of the name
 "arch_timer" (drivers/clocksource/arm_arch_timer.c), where KVM raises one timer interrupt alone on that vCPU. Other
@@ -19,7 +22,7 @@ Nothing is paired across lost events, nor where the bound of the guest's event l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
 import numpy as np
@@ -136,9 +139,11 @@ def _once(host: Placed, injected: Rows) -> Rows:
     return injected.take(keep)
 
 
-def _accepted(host: Placed, ids: Mapping[int, int]) -> tuple[Rows, I64, npt.NDArray[np.uint8]] | None:
+def _accepted(
+    host: Placed, ids: Mapping[int, int], name: str = "kvm_apic_accept_irq"
+) -> tuple[Rows, I64, npt.NDArray[np.uint8]] | None:
     """The requests of vCPUs that one thread alone can be, their threads i64[n] and ``Source`` u8[n]."""
-    rows = host.of("kvm", "kvm_apic_accept_irq", ("apicid", "dm", "vec"))
+    rows = host.of("kvm", name, ("apicid", "dm", "vec"))
     if rows is None:
         return None
     by_id: dict[int, list[int]] = {}
@@ -224,6 +229,44 @@ def _handlers(host: Placed, guest: InGuest, injected: I64, entered: I64) -> tupl
     return handled, handler, width
 
 
+def apicv_interrupts(host: Placed, guests: Mapping[int, InGuest], ids: Mapping[int, int]) -> Interrupts | None:
+    """The interrupts that the processor delivered and whose handlers are certain; None where it delivered none.
+
+    ``guests``: by thread; ``ids``: the vCPU's id by thread.
+    """
+    accepted = _accepted(host, ids, "kvm_apicv_accept_irq")
+    if accepted is None or not len(accepted[0]):
+        return None
+    requests, target, source = accepted
+    parts = []
+    for tid in np.unique(target).tolist():
+        guest = guests.get(tid)
+        if guest is not None:
+            mine = np.flatnonzero(target == tid)
+            asked = requests.take(mine)
+            handlers, vector = _vectors(guest)
+            first, at = _answers(host, guest, asked["vec"], asked.when, vector, handlers)
+            parts.append(_paired(guest, tid, vector[at], asked.take(first), handlers.take(at), source[mine[first]]))
+    return _together(parts)
+
+
+def _vectors(guest: InGuest) -> tuple[Rows, I64]:
+    """The guest's events at the beginning of an interrupt's handler that carry its vector, and the vectors."""
+    found = []
+    for event in guest.placed.recording.formats.values():
+        if event.system == "irq_vectors" and event.name.endswith("_entry"):
+            rows = guest.placed.of("irq_vectors", event.name, ("vector",), proved=True)
+            if rows is not None:
+                found.append(rows.take(rows.cpu == guest.cpu))
+    none = np.zeros(0, np.int64)
+    row, when, cpu, pid = (
+        np.concatenate([none, *(getattr(r, n) for r in found)]) for n in ("row", "when", "cpu", "pid")
+    )
+    vector = np.concatenate([none, *(r["vector"] for r in found)])
+    order = np.lexsort((row, when))
+    return Rows(row[order], when[order], cpu[order], pid[order], {}), vector[order]
+
+
 def arm64_timers(host: Placed, guests: Mapping[int, InGuest], ids: Mapping[int, int]) -> Interrupts | None:
     """The timer interrupts of a host's vCPUs; None where kvm_timer_update_irq was not recorded.
 
@@ -234,45 +277,57 @@ def arm64_timers(host: Placed, guests: Mapping[int, InGuest], ids: Mapping[int, 
     if rows is None or entry is None:
         return None
     rows = rows.take(rows["level"] != 0)
-    parts: list[tuple[I64, ...]] = []
+    parts = []
     for tid, number in sorted(ids.items()):
         guest = guests.get(tid)
         # another VM's vCPU may have that id
         if guest is None or list(ids.values()).count(number) > 1:
             continue
         raised = rows.take(rows["vcpu_id"] == number)
-        if len(np.unique(raised["irq"])) == 1:
-            parts.append(_timer(host, guest, tid, raised, entry.when[entry.pid == tid]))
-    none = [np.zeros(0, np.int64)] * 8
-    tids, numbers, requested, entered, handled, handler, width, sender = map(
-        np.concatenate, zip(none, *parts, strict=True)
-    )
-    source, never = np.full(len(tids), Source.TIMER, np.uint8), np.full(len(tids), NEVER)
-    return Interrupts(tids, numbers, source, sender, requested, never, entered, handled, handler, width)
+        if len(np.unique(raised["irq"])) != 1:
+            continue
+        handlers = _timer_handlers(guest)
+        zero = np.zeros(max(len(raised), len(handlers)), np.int64)
+        first, at = _answers(host, guest, zero[: len(raised)], raised.when, zero[: len(handlers)], handlers)
+        asked = raised.take(first)
+        part = _paired(guest, tid, asked["irq"], asked, handlers.take(at), np.full(len(at), Source.TIMER, np.uint8))
+        # an entry lies between the two: what was requested in guest mode is taken after the next one
+        own = np.r_[entry.when[entry.pid == tid], np.int64(1 << 62)]
+        entered = own[np.searchsorted(own, part.requested)]
+        parts.append(
+            replace(part, entered=np.where(entered <= part.handled, entered, NEVER), sender=np.full(len(entered), -1))
+        )
+    return _together(parts)
 
 
-def _timer(host: Placed, guest: InGuest, tid: int, raised: Rows, entries: I64) -> tuple[I64, ...]:
-    rows = _timer_handlers(guest)
-    wide = guest.width[rows.row]
-    zero = np.zeros(len(raised), np.int64)
-    request, before = first_since(zero, raised.when, np.zeros(len(rows), np.int64), rows.when)
+def _answers(host: Placed, guest: InGuest, key: I64, requested: I64, answer: I64, handlers: Rows) -> tuple[I64, I64]:
+    """Which of the ``requested`` each of some of the handlers answers: places among the ones and the others."""
+    request, before = first_since(key, requested, answer, handlers.when)
     at = np.flatnonzero(request >= 0)
     first, previous = request[at], before[at]
-    requested, handled = raised.when[first], rows.when[at]
+    wide, when = guest.width[handlers.row], handlers.when
     # which of the two came first has to be beyond doubt, at both ends
-    good = (wide[at] >= 0) & (handled - wide[at] > requested) & (rows.when[previous] + wide[previous] < requested)
-    good &= ~host.lost_within(rows.when[previous], handled) & ~guest.placed.lost_within(rows.when[previous], handled)
-    at, requested, handled = at[good], requested[good], handled[good]
-    # an entry lies between the two: what was requested in guest mode is taken after the next one
-    entry = np.searchsorted(entries, requested)
-    entered = np.r_[entries, np.int64(1 << 62)][entry]
-    entered = np.where(entered <= handled, entered, NEVER)
-    n = len(at)
-    number = np.full(n, int(raised["irq"][0]) if len(raised) else 0, np.int64)
-    return (
-        np.full(n, tid, np.int64), number, requested, entered, handled, rows.row[at], wide[at],
-        np.full(n, -1, np.int64),
+    good = (wide[at] >= 0) & (when[at] - wide[at] > requested[first])
+    good &= when[previous] + wide[previous] < requested[first]
+    good &= ~host.lost_within(when[previous], when[at]) & ~guest.placed.lost_within(when[previous], when[at])
+    return first[good], at[good]
+
+
+def _paired(
+    guest: InGuest, tid: int, number: I64, asked: Rows, handlers: Rows, source: npt.NDArray[np.uint8]
+) -> Interrupts:
+    never = np.full(len(number), NEVER)
+    return Interrupts(
+        np.full(len(number), tid, np.int64), number, source, asked.pid, asked.when, never, never, handlers.when,
+        handlers.row, guest.width[handlers.row],
     )  # fmt: skip
+
+
+def _together(parts: list[Interrupts]) -> Interrupts:
+    none = np.zeros(0, np.int64)
+    empty = {f.name: none.astype(np.uint8) if f.name == "source" else none for f in fields(Interrupts)}
+    columns = {name: np.concatenate([first, *(getattr(p, name) for p in parts)]) for name, first in empty.items()}
+    return Interrupts(**columns)
 
 
 def _timer_handlers(guest: InGuest) -> Rows:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from counterpoint.analysis.placed import Placed, Rows, first_since
-from counterpoint.clocks.counter import I64
-from counterpoint.traces.columns import EventBatch
-from counterpoint.traces.formats import Field
+from counterpoint.clocks.counter import I64, Bools
 
-MAX_MASK = 1 << 26
-"""Bytes of all CPU masks that are looked at: 64 CPUs take 8 in each event."""
+MAX_MASKS = 1 << 28
+"""Bytes of all CPU masks that are read: 64 CPUs take 8 in each event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +47,24 @@ def ipis(placed: Placed, width: I64) -> Ipis | None:
     entered = placed.of("ipi", "ipi_entry", ("reason",), proved=True)
     if raised is None or entered is None:
         return None
-    at, target = _targets(placed, raised)
-    reasons = np.unique(np.r_[raised["reason"], entered["reason"]])
-    key = target * max(len(reasons), 1) + np.searchsorted(reasons, raised["reason"][at])
-    answered = entered.cpu * max(len(reasons), 1) + np.searchsorted(reasons, entered["reason"])
-    request, before = first_since(key, raised.when[at], answered, entered.when)
+    masks = _masks(placed, raised)
+    if masks is None:
+        return None
+    parts = [
+        _to_cpu(placed, width, raised.take(_has(placed, masks, cpu)), entered.take(entered.cpu == cpu))
+        for cpu in np.unique(entered.cpu).tolist()
+    ]
+    columns = (
+        [getattr(part, name) for part in parts] for name in ("sender", "cpu", "reason", "raised", "entered", "width")
+    )
+    return Ipis(*(np.concatenate([np.zeros(0, np.int64), *each]) for each in columns))
+
+
+def _to_cpu(placed: Placed, width: I64, raised: Rows, entered: Rows) -> Ipis:
+    """The IPIs to one CPU."""
+    request, before = first_since(raised["reason"], raised.when, entered["reason"], entered.when)
     found = np.flatnonzero(request >= 0)
-    first, previous = at[request[found]], before[found]
+    first, previous = request[found], before[found]
     widths = width[raised.row[first]], width[entered.row[found]]
     bound = np.where(raised.cpu[first] == entered.cpu[found], 0, widths[0] + widths[1])
     good = (widths[0] >= 0) & (widths[1] >= 0)
@@ -68,25 +78,26 @@ def ipis(placed: Placed, width: I64) -> Ipis | None:
     )
 
 
-def _targets(placed: Placed, raised: Rows) -> tuple[I64, I64]:
-    """The CPUs of each event's mask: places among ``raised`` i64[k], and CPUs i64[k]."""
+def _masks(placed: Placed, raised: Rows) -> tuple[npt.NDArray[np.uint8], I64] | None:
+    """The bytes of all events' masks and where each begins; None where they cannot be read."""
     event = placed.recording.format_named("ipi", "ipi_raise")
-    field: Field | None = event.field("target_cpus") if event else None
-    none = np.zeros(0, np.int64)
-    if event is None or field is None or field.kind not in ("array", "bytes") or not len(raised):
-        return none, none
-    batch: EventBatch = placed.recording.batch(event, raised.row)
+    field = event.field("target_cpus") if event else None
+    if event is None or field is None or field.kind not in ("array", "bytes"):
+        return None
     try:
-        data, ends = batch.gathered(field, MAX_MASK)
+        return placed.recording.batch(event, raised.row).gathered(field, MAX_MASKS)
     except OverflowError:
-        return none, none
-    # longs of the kernel's byte order: bit n of long k is CPU 64 k + n
-    size = np.diff(ends)
-    owner = np.repeat(np.arange(len(size)), size)
-    byte = np.arange(len(data)) - np.repeat(ends[:-1], size)
+        return None
+
+
+def _has(placed: Placed, masks: tuple[npt.NDArray[np.uint8], I64], cpu: int) -> Bools:
+    """Which of the masks hold a CPU: they are longs of the kernel's byte order, bit n of long k is CPU 64 k + n."""
+    data, ends = masks
+    long = placed.recording.long_size
+    byte = cpu // 8
     if placed.recording.big_endian:
-        long = placed.recording.long_size
         byte = byte // long * long + (long - 1 - byte % long)
-    bits = np.unpackbits(data[:, None], axis=1, bitorder="little")
-    which, bit = np.nonzero(bits)
-    return owner[which], byte[which] * 8 + bit
+    there = ends[:-1] + byte < ends[1:]
+    out = np.zeros(len(there), np.bool_)
+    out[there] = data[ends[:-1][there] + byte] >> np.uint8(cpu % 8) & 1
+    return out

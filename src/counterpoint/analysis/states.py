@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from counterpoint.analysis.contexts import context_steps
-from counterpoint.analysis.edges import HostEdges
+from counterpoint.analysis.contexts import Context, context_steps
+from counterpoint.analysis.edges import Edge, HostEdges
 from counterpoint.analysis.steps import combine
 from counterpoint.analysis.threads import State, Steps, thread_steps
 from counterpoint.clocks.counter import I64
@@ -43,7 +43,8 @@ class VcpuStates:
     on, or waits for, -1: none. ``by`` i64[n]: the thread there that runs while this one waits, -1: not known.
 
     In guest mode: ``context`` u8[n], a ``contexts.Context``, and ``what`` i64[n], the guest's thread, softirq or
-    interrupt (-1 elsewhere, and where the guest's own recording does not tell).
+    interrupt (-1 elsewhere, and where the guest's own recording does not tell). In the VMM: ``Context.SYSCALL`` and the
+    number of the system call that it is in, where the host recorded them.
     """
 
     host: str
@@ -77,6 +78,18 @@ class VcpuStates:
         np.add.at(took, self.state, self.ends - self.begin)
         return {state: int(took[state]) for state in State}
 
+    def woken_by(self) -> I64:
+        """What ended each sleep: the row i64[n] of the sched_waking of a halted or blocked thread; -1: unknown."""
+        number = next(n for n, host in enumerate(self.hosts) if host.machine.name == self.host)
+        edges = self.hosts[number].of(self.tid)
+        waking = edges.kind == Edge.WAKING
+        when, row = edges.when[waking], edges.row[waking]
+        at = np.searchsorted(when, self.ends)
+        there = at < len(when)
+        asleep = np.isin(self.state, (State.HALTED, State.BLOCKED)) & (self.machine == number) & there
+        at = np.where(asleep, at, 0)
+        return np.where(asleep & (when[at] == self.ends), row[at], -1) if len(when) else np.full(len(self), -1)
+
     def causes(self) -> tuple[I64, list[str]]:
         """The names of what began each state, such as "hlt" or "MMIO": an index i64[n] (-1: none) into the names."""
         index = np.full(len(self), -1, np.int64)
@@ -109,6 +122,7 @@ def _all(result: SyncResult) -> Iterator[VcpuStates]:
         for tid in host.tids:
             guest, cpu = vcpus.get(tid, (None, None))
             whole = _alone(hosts, number, tid, thread_steps(host, tid), guest, cpu)
+            whole = _in_calls(whole, host)
             for above in of_guest.get(machine.name, []):
                 whole = _under(whole, above, number)
             if guest is not None and cpu is not None:
@@ -152,6 +166,23 @@ def _under(of: VcpuStates, above: VcpuStates, number: int) -> VcpuStates:
     return _with(of, begin, columns)
 
 
+def _in_calls(of: VcpuStates, host: HostEdges) -> VcpuStates:
+    """``of`` with its time in the VMM cut by the system calls that it makes."""
+    when, number = host.calls(of.tid)
+    leave = host.recording.format_named("kvm", "kvm_userspace_exit")
+    if not len(when) or leave is None:
+        return of
+    in_vmm = (of.cause >= 0) & (host.recording.event_id[of.cause] == leave.id)
+    begin, mine, theirs = combine(of.begin, when)
+    keep = (mine >= 0) & (begin < of.end)
+    begin, mine, theirs = begin[keep], mine[keep], theirs[keep]
+    known = in_vmm[mine] & (theirs >= 0) & (number[theirs] >= 0)
+    columns = {name: getattr(of, name)[mine] for name in _COLUMNS}
+    columns["context"] = np.where(known, np.uint8(Context.SYSCALL), columns["context"])
+    columns["what"] = np.where(known, number[theirs], columns["what"])
+    return _with(of, begin, columns)
+
+
 def _within(of: VcpuStates, guest: Machine, cpu: int, base: int) -> VcpuStates:
     """``of`` with its time in guest mode cut by what the guest ran there."""
     steps = context_steps(guest, cpu, base)
@@ -163,6 +194,6 @@ def _within(of: VcpuStates, guest: Machine, cpu: int, base: int) -> VcpuStates:
     begin, mine, theirs = begin[keep], mine[keep], theirs[keep]
     known = in_guest[mine] & (theirs >= 0)
     columns = {name: getattr(of, name)[mine] for name in _COLUMNS}
-    columns["context"] = np.where(known, steps.context[theirs], 0).astype(np.uint8)
-    columns["what"] = np.where(known, steps.what[theirs], -1)
+    columns["context"] = np.where(known, steps.context[theirs], columns["context"])
+    columns["what"] = np.where(known, steps.what[theirs], columns["what"])
     return _with(of, begin, columns)

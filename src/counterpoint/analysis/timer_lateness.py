@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 
 from counterpoint.analysis.placed import Placed
 from counterpoint.analysis.steps import held
-from counterpoint.clocks.counter import I64
+from counterpoint.clocks.counter import I64, Bools
 
 _MOST_NS = 1 << 60
 """Times beyond are none: KTIME_MAX and the like."""
@@ -33,6 +34,10 @@ class Expiries:
     def __len__(self) -> int:
         """Number of expiries."""
         return len(self.row)
+
+    def take(self, at: npt.NDArray[np.integer] | Bools) -> Expiries:
+        """Those at the places ``at``."""
+        return Expiries(*(getattr(self, field.name)[at] for field in fields(self)))
 
 
 def expiries(placed: Placed) -> Expiries | None:

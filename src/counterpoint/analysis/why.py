@@ -15,11 +15,15 @@ from itertools import pairwise
 import numpy as np
 
 from counterpoint.analysis.contexts import Context, ContextSteps, context_steps
+from counterpoint.analysis.injections import NEVER, InGuest, arm64_timers, x86_interrupts
 from counterpoint.analysis.latency import GuestTasks, Latencies
 from counterpoint.analysis.names import NamesAt
+from counterpoint.analysis.placed import Placed
 from counterpoint.analysis.states import State, VcpuStates, vcpu_states
 from counterpoint.analysis.steps import step_at
 from counterpoint.clocks.counter import I64, Bools
+from counterpoint.proof.matching import ThreadPool
+from counterpoint.timeline.details import vcpus_by_thread
 from counterpoint.timeline.sync import SyncResult
 from counterpoint.traces.recording import Recording
 
@@ -177,6 +181,38 @@ class Explainer:
     def called(self, number: int) -> NamesAt:
         """The names of a machine's threads; ``number``: its place in ``Timeline.machines``."""
         return self._called[number]
+
+    def interrupts(self, guest: str) -> Latencies:
+        """Each interrupt of a guest's vCPUs whose request and handler are certain (``injections``), between the two.
+
+        ``pid`` is the task that the handler interrupts, ``waker`` and ``cpu`` the vCPU.
+        """
+        columns: list[list[I64]] = [[], [], [], [], []]  # begin, end, pid, cpu, row
+        of = self.tasks(guest).recording
+        width = self._width(guest)
+        for machine in self._timeline.machines:
+            vcpus = vcpus_by_thread(self.result, machine.name)
+            guests = {
+                tid: InGuest(self.tasks(name).placed, width, cpu) for tid, (name, cpu) in vcpus.items() if name == guest
+            }
+            if not guests:
+                continue
+            host = Placed(machine, self._timeline.base)
+            ids = ThreadPool(machine.recording).vcpu_ids
+            for found in (x86_interrupts(host, guests, ids), arm64_timers(host, guests, ids)):
+                if found is None:
+                    continue
+                found = found.take((found.requested > NEVER) & (found.handled > NEVER) & (found.handler >= 0))
+                cpu = np.array([guests[tid].cpu for tid in found.tid.tolist()], np.int64)
+                pid = of.pid[found.handler].astype(np.int64)
+                for column, part in zip(
+                    columns, (found.requested, found.handled, pid, cpu, found.handler), strict=True
+                ):
+                    column.append(part)
+        begin, end, pid, cpu, row = (np.concatenate([*parts, np.zeros(0, np.int64)]) for parts in columns)
+        none = np.full(len(row), -1, np.int64)
+        end = np.maximum(end, begin)
+        return Latencies("interrupt", begin, begin, end, pid, cpu, cpu, none, row, row, np.zeros_like(none))
 
     def name(self, guest: str, pid: int, when: int) -> str:
         """What a guest's task was called."""
@@ -381,6 +417,8 @@ class Explainer:
             case State.KERNEL:
                 return Cause("exit", machine, reason)
             case State.USER:
+                if states.context[step] == Context.SYSCALL:
+                    reason += f", in system call {int(states.what[step])}"
                 return Cause("vmm", machine, reason)
             case State.OUTSIDE:
                 return Cause("outside", machine, reason)

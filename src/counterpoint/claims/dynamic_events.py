@@ -123,7 +123,8 @@ class Log:
             begin, end = int(held.begin[0]), int(held.end[-1])
             kind = CounterClaim if self.unit == "cntvoff" else Claim
             detail = f"{len(held)} spans" if len(held) > 1 else ""
-            source = str(self.probe)
+            # (the system of one that `record` made is a name for one process's time)
+            source = f"probe:{self.probe.field}" if self.probe.system.startswith("counterpoint_") else str(self.probe)
             out.append(kind(source, value, tid=self.tid, host_from=begin, host_to=end, detail=detail, held=held))
         return out
 

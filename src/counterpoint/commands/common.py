@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 def add_recordings(parser: argparse.ArgumentParser, *, guests: str) -> None:
     """HOST GUEST...; ``guests`` is argparse's count of guests."""
-    parser.add_argument("host", metavar="HOST", help="the host's recording (trace.dat), or a capture folder alone")
-    parser.add_argument("guests", metavar="GUEST", nargs=guests, help="a guest's recording (trace.dat)")
+    parser.add_argument(
+        "host",
+        metavar="HOST",
+        help="the host's recording (trace.dat, perf.data or ftrace's text), or a capture folder alone",
+    )
+    parser.add_argument("guests", metavar="GUEST", nargs=guests, help="a guest's recording")
 
 
 def add_claims(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,10 @@ SHOWN_EVENTS = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "What a recording holds: clock, CPUs, events, losses, options that bear on time."
-    parser.epilog = "examples:\n  counterpoint info host.dat\n  counterpoint info capture/"
+    parser.epilog = (
+        "examples:\n  counterpoint info host.dat\n  counterpoint info perf.data\n  counterpoint info trace.txt\n"
+        "  counterpoint info capture/"
+    )
     parser.add_argument("file", metavar="FILE", help="a recording (trace.dat), or a capture folder: each of its own")
     parser.add_argument("--json", action="store_true", help="all of it as JSON (schema 1)")
 
@@ -73,6 +76,9 @@ def _print(report: dict[str, Any]) -> None:
         "clock",
         report["clock"] + (f" ({report['khz']} kHz by {report['khz_source']})" if report["khz"] else ""),
     )
+    if "rounding" in report:
+        before, after = report["rounding"]
+        fact("rounding", f"the true stamps lie up to {before} ns before and {after} ns after these")
     if report["uname"]:
         fact("machine", report["uname"])
     fact("cpus", report["cpus"])

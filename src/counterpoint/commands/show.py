@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 import re
+import shutil
 import string
 import sys
 from collections.abc import Callable, Iterator
@@ -48,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  counterpoint show host.dat guest.dat --around 310782733393 --relative\n"
         "  counterpoint show host.dat guest.dat --machine host --task 'CPU 0/KVM' --from 310782733393\n"
         "  counterpoint show host.dat guest.dat --event sched_switch --json --fields\n"
-        "  counterpoint show host.dat guest.dat --format '{since} {machine} {event} {text}'\n\n"
+        "  counterpoint show host.dat guest.dat --format '{since} {machine} {event} {text}'\n"
+        "  counterpoint show host.dat guest.dat --lanes --from 310782733393 --to 310882733393\n\n"
         "exit status: as for sync"
     )
     add_recordings(parser, guests="*")
@@ -84,11 +86,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", metavar="TEXT",
         help=f"a line of this form for each event, with {' '.join(f'{{{n}}}' for n in KEYS)}",
     )  # fmt: skip
+    form.add_argument(
+        "--lanes", action="store_true",
+        help="no events: a line for each vCPU that shows what it did (with --from, --to; docs/states.md)",
+    )  # fmt: skip
     add_claims(parser)
     add_hosts(parser)
 
 
+def _lanes(args: argparse.Namespace) -> int:
+    """What each vCPU did, between two times."""
+    from counterpoint.outputs.lanes import WIDTH, print_lanes
+
+    _, result = _timeline(args)
+    if result is None:
+        raise UsageError("--lanes: a guest's recording is needed beside the host's")
+    unit = result.timeline.machines[0].recording.unit
+    begin, end = host_time(args.begin, unit, "--from"), host_time(args.end, unit, "--to")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    print_lanes(result, sys.stdout, begin=begin, end=end, width=width)
+    sys.stdout.flush()
+    return 0 if result.is_sound else 1
+
+
 def run(args: argparse.Namespace) -> int:
+    if args.lanes:
+        return _lanes(args)
     from counterpoint.clocks.counter import to_signed
     from counterpoint.outputs.text import TimelineText
     from counterpoint.timeline.select import Selection, around, select

@@ -14,7 +14,7 @@ from counterpoint.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from counterpoint.analysis.latency import GuestTasks, Latencies
+    from counterpoint.analysis.latency import Latencies
     from counterpoint.analysis.why import Explainer, Explanation
     from counterpoint.outputs.explained import Found
     from counterpoint.timeline.sync import SyncResult
@@ -39,8 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--timers", action="store_true", help="timers that expire late, not tasks that run late (the default)"
     )
+    what.add_argument(
+        "--interrupts", action="store_true", help="interrupts, from the host's request to the guest's handler"
+    )
     what.add_argument("--begin", metavar="[SYSTEM:]EVENT", help="from such an event of a task ...")
     what.add_argument("--end", metavar="[SYSTEM:]EVENT", help="... to its next one of this kind")
+    what.add_argument(
+        "--sample", metavar="[SYSTEM:]EVENT:FIELD",
+        help="an event whose field holds the ns that it tells of and ends: ftrace:timerlat:timer_latency,"
+        " osnoise:sample_threshold:duration",
+    )  # fmt: skip
     what.add_argument(
         "--interval", metavar="[GUEST:]CPU=FROM..TO", action="append", default=[],
         help="explain what this vCPU did between two host stamps (repeatable)",
@@ -63,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.begin is None) != (args.end is None):
         raise UsageError("--begin and --end belong together")
-    if args.begin is not None and args.timers:
-        raise UsageError("--timers and --begin: choose one")
+    if sum(map(bool, (args.begin, args.timers, args.interrupts, args.sample, args.interval))) > 1:
+        raise UsageError("--timers, --interrupts, --sample, --begin with --end, --interval: choose one")
     if args.top is not None and args.top < 1:
         raise UsageError(f"--top {args.top}: 1 or more is expected")
     over = _duration(args.over)
@@ -108,7 +116,7 @@ def _find(args: argparse.Namespace, explainer: Explainer, over: int | None) -> F
     from counterpoint.outputs.explained import Found
 
     timeline = explainer.result.timeline
-    what, search = _search(args)
+    what, search = _search(args, explainer)
     at = host_time(args.at, timeline.machines[0].recording.unit, "--at")
     moment = None if at is None else (at - timeline.base + (1 << 63)) % (1 << 64) - (1 << 63)
     if over is not None and timeline.rate is None:
@@ -117,7 +125,7 @@ def _find(args: argparse.Namespace, explainer: Explainer, over: int | None) -> F
     found: dict[str, Latencies] = {}
     chosen: list[tuple[int, str, int]] = []
     for guest in _guests(args, explainer.result):
-        every = search(explainer.tasks(guest))
+        every = search(guest)
         keep = every.took >= least if over is None else every.took > least
         if moment is not None:
             keep &= (every.begin <= moment) & (every.end >= moment)
@@ -135,15 +143,24 @@ def _find(args: argparse.Namespace, explainer: Explainer, over: int | None) -> F
     return Found(what, found, explained)
 
 
-def _search(args: argparse.Namespace) -> tuple[str, Callable[[GuestTasks], Latencies]]:
+def _search(args: argparse.Namespace, explainer: Explainer) -> tuple[str, Callable[[str], Latencies]]:
+    """What is looked for, and how it is found in a guest."""
+    tasks = explainer.tasks
     if args.begin is not None:
         return (
             f"times from {args.begin} to {args.end}",
-            lambda tasks: tasks.between(tasks.rows_named(args.begin), tasks.rows_named(args.end)),
+            lambda guest: tasks(guest).between(tasks(guest).rows_named(args.begin), tasks(guest).rows_named(args.end)),
         )
+    if args.sample is not None:
+        name, colon, field = args.sample.rpartition(":")
+        if not colon or not name or not field:
+            raise UsageError(f"--sample {args.sample}: [SYSTEM:]EVENT:FIELD is expected")
+        return f"samples of {name}", lambda guest: tasks(guest).samples(name, field)
+    if args.interrupts:
+        return "interrupts", explainer.interrupts
     if args.timers:
-        return "timers", lambda tasks: tasks.timers()
-    return "wakeups", lambda tasks: tasks.wakeups()
+        return "timers", lambda guest: tasks(guest).timers()
+    return "wakeups", lambda guest: tasks(guest).wakeups()
 
 
 def _intervals(args: argparse.Namespace, explainer: Explainer) -> Found:

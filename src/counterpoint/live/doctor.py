@@ -146,8 +146,11 @@ def _dynamic(root: Path) -> list[Finding]:
     ]  # fmt: skip
     fields = "->field" in readme
     text = f"{', '.join(kinds) or 'none'}{', BTF fields' if fields else ''}"
-    useful = fields and {"kprobe", "fprobe", "tracepoint"} & set(kinds)
+    useful = bool(fields and {"kprobe", "fprobe", "tracepoint"} & set(kinds))
     note = "" if useful else "; none that could show an offset (CONFIG_KPROBE_EVENTS, CONFIG_FPROBE_EVENTS)"
+    if not useful and libc.MACHINE == "aarch64" and "kprobe" in kinds:
+        # __kvm_timer_set_cntvoff has it in a register (``probes``)
+        useful, note = True, "; by a register: CNTVOFF, if this host has VHE"
     out.append(Finding("dynamic events", GOOD if useful else INFO, text + note))
     return out
 

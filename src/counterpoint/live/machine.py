@@ -79,6 +79,8 @@ class VmLook:
         self.values: list[dict[str, Any]] = []
         """All that was read, as JSON values, a look each."""
         self.notes: list[str] = []
+        self.in_recording = False
+        """The recording has a probe of its own, which says when an offset changes."""
 
     def look(self) -> None:
         """Read all of it once."""
@@ -115,7 +117,10 @@ class VmLook:
         return vms[0] if len(vms) == 1 else None
 
     def claims(self, vm: Vm) -> list[dict[str, Any]]:
-        """Each exact offset of an L1 that was read of ``vm``, once."""
+        """Each exact offset of an L1 that was read of ``vm``, once.
+
+        Not one that was another one at another look, where the recording says itself which held when.
+        """
         out: dict[tuple[int, str, int], dict[str, Any]] = {}
         for found in self.found:
             for each in found.vcpus:
@@ -125,7 +130,8 @@ class VmLook:
                     if reading.exact and reading.level == L1:
                         key = each.vcpu.number, reading.source, reading.low
                         out.setdefault(key, claim_values(vm, each.vcpu, reading))
-        return list(out.values())
+        of_source = [key[:2] for key in out]
+        return [value for key, value in out.items() if not (self.in_recording and of_source.count(key[:2]) > 1)]
 
     def threads(self, vm: Vm, cpus: int) -> dict[str, int]:
         """The threads of guest CPUs 0 to ``cpus`` - 1, where vCPU numbers are those of CPUs and all are known."""

@@ -70,26 +70,26 @@ class Probe:
     """A recipe that the kernel took, recorded in an instance of ours."""
 
     def __init__(self, instance: Instance, group: str, recipe: Recipe) -> None:
-        """Use ``open_probe``."""
+        """Use ``open_probe``. ``group``: the event's system."""
         self.instance = instance
         self.recipe = recipe
-        self._group = group
+        self.group = group
         self.known: dict[int, int] = {}
         """Of each thread: the last value of the recipe's key."""
 
     def enable(self) -> None:
         """Record every event."""
-        self.instance.enable(self._group, NAME, f"{self.recipe.key} != 0" if self.recipe.skip_zero else "")
+        self.instance.enable(self.group, NAME, f"{self.recipe.key} != 0" if self.recipe.skip_zero else "")
 
     def disable(self) -> None:
         """Record no more."""
-        self.instance.disable(self._group, NAME)
+        self.instance.disable(self.group, NAME)
 
     def only_changes(self) -> None:
         """Let the kernel drop the events that say what is known already."""
         text = change_filter(self.recipe, self.known)
         with suppress(OSError):
-            self.instance.filter(self._group, NAME, text)
+            self.instance.filter(self.group, NAME, text)
 
     def readings(self, stamp: int, fields: dict[str, int], cost_ns: int = 0) -> list[Reading]:
         """What one event says; ``stamp`` is the instance's clock."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.errors import UsageError
-from counterpoint.live import counter, folder, machine, presets, tracefs
+from counterpoint.live import counter, folder, machine, presets, probes, tracefs
 from counterpoint.live.ending import Ending
 from counterpoint.live.flight import Condition
 from counterpoint.live.folder import CaptureFolder, Parts
@@ -147,6 +147,8 @@ class _Recorder:
                 specs.append(condition.spec)
         self.pairs, notes = presets.enable(self.instance, request.preset, specs)
         self.notes += notes
+        if MACHINE == "aarch64" and request.probes:
+            self._record_offsets(stack)
         self.cpus = _cpus(self.instance.folder)
         head = head_of(
             self.instance.folder, [":".join(pair) for pair in self.pairs],
@@ -163,6 +165,17 @@ class _Recorder:
             stack.callback(spools[-1].close)
         self.pump = Pump(spools, self._pump_stopped, request.max_bytes)
         stack.callback(self.pump.close)
+
+    def _record_offsets(self, stack: ExitStack) -> None:
+        """Let the recording itself say CNTVOFF at each load of a vCPU: when it changes, and on whose thread.
+
+        x86's kvm_write_tsc_offset, which the proof's events have, has no counterpart on arm64.
+        """
+        probe, _ = probes.open_probe(stack, self.root, self.instance)
+        if probe is not None:
+            probe.enable()
+            self.pairs.append((probe.group, probes.NAME))
+            self.look.in_recording = True
 
     def _allow_descriptors(self, count: int) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

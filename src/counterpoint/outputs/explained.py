@@ -9,7 +9,6 @@ from typing import Any, TextIO
 from counterpoint.analysis.latency import Latencies
 from counterpoint.analysis.why import Cause, Explainer, Explanation, Piece, blame
 from counterpoint.clocks.counter import MASK
-from counterpoint.clocks.rate import Rate
 from counterpoint.outputs.printable import printable
 from counterpoint.timeline.sync import SyncResult
 
@@ -34,9 +33,10 @@ class Found:
     explained: Sequence[Explanation]
 
 
-def _ns(result: SyncResult, units: int) -> int:
-    rate = result.timeline.rate or Rate.ns()
-    return rate.to_ns(units)
+def _ns(result: SyncResult, units: int) -> int | None:
+    """Nanoseconds; None where it is not known how long a tick of the host's clock is."""
+    rate = result.timeline.rate
+    return None if rate is None else rate.to_ns(units)
 
 
 def _stamp(result: SyncResult, when: int) -> int:
@@ -49,7 +49,7 @@ def why_report(explainer: Explainer, found: Found) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "what": found.what,
-        "unit": "ns" if result.timeline.has_ns else "ticks",
+        "unit": result.host.unit,
         "found": sum(len(each) for each in found.all.values()),
         "blame": [_share(result, cause, took) for cause, took in blame(found.explained)],
         "latencies": [_one(explainer, found, each) for each in found.explained],
@@ -122,7 +122,7 @@ def print_why(explainer: Explainer, found: Found, out: TextIO, *, pieces: bool) 
                 where = f"vCPU {piece.cpu}" if piece.cpu >= 0 else ""
                 told = _event(explainer, piece)
                 by = f"  ({told['event']} {told['stamp']})" if told else ""
-                took = _time(_ns(result, piece.took))
+                took = _time(result, piece.took)
                 out.write(
                     f"   {_stamp(result, piece.begin):>16} {took:>11}  {where:7} {printable(str(piece.cause))}{by}\n"
                 )
@@ -130,8 +130,8 @@ def print_why(explainer: Explainer, found: Found, out: TextIO, *, pieces: bool) 
 
 def _title(explainer: Explainer, found: Found, each: Explanation) -> str:
     result = explainer.result
-    took, end = _time(_ns(result, each.took)), _stamp(result, each.end)
-    bound = f", bound {_time(_ns(result, each.bound))}" if each.bound >= 0 else ", bound not known"
+    took, end = _time(result, each.took), _stamp(result, each.end)
+    bound = f", bound {_time(result, each.bound)}" if each.bound >= 0 else ", bound not known"
     if each.at < 0:
         return f"{printable(each.guest)}: {took} to host stamp {end}{bound}"
     of = found.all[each.guest]
@@ -141,6 +141,8 @@ def _title(explainer: Explainer, found: Found, each: Explanation) -> str:
     what = {
         "wakeup": f"ran on CPU {cpu} {took} after {'its timer was due' if timer else 'it was woken'}",
         "timer": f"a timer expired on CPU {cpu}, where it ran, {took} late",
+        "interrupt": f"was interrupted on CPU {cpu} {took} after the host asked for it",
+        "sample": f"tells of {took} on CPU {cpu}",
         "between": f"took {took}, to CPU {cpu}",
     }[of.kind]
     return f"{task} {what}\n   at host stamp {end}{bound}"
@@ -154,9 +156,7 @@ def _shares(result: SyncResult, shares: Sequence[tuple[Cause, int]], total: int,
     for text, took in lines:
         # in thousandths, rounded: no float
         share = (took * 1000 + total // 2) // total if total else 0
-        out.write(
-            f"  {_time(_ns(result, took)):>11} {share // 10:3}.{share % 10} % {_bar(took, total)} {printable(text)}\n"
-        )
+        out.write(f"  {_time(result, took):>11} {share // 10:3}.{share % 10} % {_bar(took, total)} {printable(text)}\n")
 
 
 def _bar(took: int, total: int) -> str:
@@ -165,8 +165,11 @@ def _bar(took: int, total: int) -> str:
     return (_BARS[-1] * full + (_BARS[rest - 1] if rest else "")).ljust(_BAR_WIDTH)
 
 
-def _time(ns: int) -> str:
-    """A time in the unit that reads best, to the nanosecond."""
+def _time(result: SyncResult, units: int) -> str:
+    """A time in the unit that reads best, to the nanosecond; in ticks where no unit is known."""
+    ns = _ns(result, units)
+    if ns is None:
+        return f"{units} ticks"
     if abs(ns) < 1000:
         return f"{ns} ns"
     if abs(ns) < 1_000_000:

@@ -23,14 +23,18 @@ class FlowEnds:
     ends: tuple[I64, I64] = field(default_factory=lambda: (np.zeros(0, np.int64), np.zeros(0, np.int64)))
 
     def split(self, rows: I64) -> Iterator[tuple[I64, Flows | None]]:
-        """The ``rows`` in parts: those at no arrow, those that arrows begin at, and those that they end at."""
+        """The ``rows``, which are in order, in parts: at no arrow, where arrows begin, and where they end."""
         left = rows
         for (known, numbers), make in ((self.begins, Flows.begins), (self.ends, Flows.ends)):
-            at = np.minimum(np.searchsorted(known, left), max(len(known) - 1, 0))
-            found = known[at] == left if len(known) else np.zeros(len(left), np.bool_)
-            if found.any():
-                yield left[found], make(numbers[at[found]])
-                left = left[~found]
+            mine = known[(known >= rows[0]) & (known <= rows[-1])] if len(rows) else known[:0]
+            at = np.searchsorted(left, mine)
+            here = at < len(left)
+            here[here] = left[at[here]] == mine[here]
+            if here.any():
+                yield mine[here], make(numbers[np.searchsorted(known, mine[here])])
+                keep = np.ones(len(left), np.bool_)
+                keep[at[here]] = False
+                left = left[keep]
         if len(left):
             yield left, None
 

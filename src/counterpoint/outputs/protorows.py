@@ -146,8 +146,8 @@ class _ChosenCell(_Cell):
     def put(self, out: Bytes, column: int) -> None:
         rows, pitch = out.shape
         line = np.dtype(f"V{self.width}")
-        lines = np.ndarray(rows, line, buffer=out, offset=column, strides=(pitch,))
-        lines[:] = self.table()[:, : self.width].copy().view(line)[:, 0][self.index]
+        chosen = self.table()[:, : self.width].take(self.index, axis=0).view(line)[:, 0]
+        np.ndarray(rows, line, buffer=out, offset=column, strides=(pitch,))[:] = chosen
 
 
 _SPREAD = [

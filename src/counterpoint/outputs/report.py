@@ -408,6 +408,7 @@ def info_report(recording: Recording) -> Json:
         "events": len(recording),
         "lost_events": recording.losses.total,
         "lost_marks": len(recording.losses.row),
+        **({"rounding": list(recording.rounding)} if any(recording.rounding) else {}),
         "from": ends[0],
         "to": ends[1],
         "trace_id": trace_id,

@@ -243,9 +243,10 @@ def _states(result: SyncResult) -> Any:  # noqa: ANN401
     schema = pa.schema(
         {
             "guest": pa.string(), "vcpu": pa.int32(), "host": pa.string(), "tid": pa.int32(), "state": word,
-            "reason": word, "told_by": word, "cpu": pa.int32(), "by_tid": pa.int32(), "by_task": word,
-            "guest_context": word, "guest_what": pa.int64(), "guest_task": word, "begin_ns": pa.int64(),
-            "end_ns": pa.int64(), "took_ns": pa.int64(), "begin_ticks": pa.uint64(), "end_ticks": pa.uint64(),
+            "reason": word, "syscall": pa.int64(), "woken_by": word, "told_by": word, "cpu": pa.int32(),
+            "by_tid": pa.int32(), "by_task": word, "guest_context": word, "guest_what": pa.int64(), "guest_task": word,
+            "begin_ns": pa.int64(), "end_ns": pa.int64(), "took_ns": pa.int64(), "begin_ticks": pa.uint64(),
+            "end_ticks": pa.uint64(),
         }
     )  # fmt: skip
     tables = [_states_of(result, vcpu, schema) for vcpu in vcpu_states(result)]
@@ -274,6 +275,7 @@ def _states_of(result: SyncResult, vcpu: VcpuStates, schema: Any) -> Any:  # noq
     inside = next((m.recording for m in machines if m.name == vcpu.guest), None)
     task = np.where(vcpu.context == Context.TASK, np.searchsorted(told, vcpu.what), -1)
     tasks = [inside.comm(tid) if inside else "<...>" for tid in told.tolist()]
+    inner, contexts = vcpu.context != Context.SYSCALL, [c.name.lower() for c in list(Context)[1:]]
     columns = {
         "guest": pa.array([vcpu.guest] * n, pa.string()),
         "vcpu": pa.array([vcpu.guest_cpu] * n, pa.int32()),
@@ -281,12 +283,14 @@ def _states_of(result: SyncResult, vcpu: VcpuStates, schema: Any) -> Any:  # noq
         "tid": pa.array(np.full(n, vcpu.tid, np.int32)),
         "state": _named((vcpu.state.astype(np.int64), [state.name.lower() for state in State])),
         "reason": _named(vcpu.causes()),
+        "syscall": from_numpy(pa.int64(), vcpu.what, vcpu.context == Context.SYSCALL),
+        "woken_by": _named(_wakers(vcpu, machines)),
         "told_by": _named((vcpu.machine.astype(np.int64), [m.name for m in machines])),
         "cpu": from_numpy(pa.int32(), vcpu.cpu.astype(np.int32), vcpu.cpu >= 0),
         "by_tid": from_numpy(pa.int32(), vcpu.by.astype(np.int32), vcpu.by >= 0),
         "by_task": _named((by_task, names)),
-        "guest_context": _named((vcpu.context.astype(np.int64) - 1, [c.name.lower() for c in list(Context)[1:]])),
-        "guest_what": from_numpy(pa.int64(), vcpu.what, vcpu.what >= 0),
+        "guest_context": _named((np.where(inner, vcpu.context.astype(np.int64), 0) - 1, contexts)),
+        "guest_what": from_numpy(pa.int64(), vcpu.what, inner & (vcpu.what >= 0)),
         "guest_task": _named((task, tasks)),
         "begin_ns": from_numpy(pa.int64(), begin_ns, has_ns),
         "end_ns": from_numpy(pa.int64(), end_ns, has_ns),
@@ -295,6 +299,14 @@ def _states_of(result: SyncResult, vcpu: VcpuStates, schema: Any) -> Any:  # noq
         "end_ticks": pa.array(end),
     }
     return pa.table(columns, schema=schema)
+
+
+def _wakers(vcpu: VcpuStates, machines: Sequence[Machine]) -> tuple[I64, list[str]]:
+    """By which thread of its host each sleep was ended."""
+    recording = next(m.recording for m in machines if m.name == vcpu.host)
+    row = vcpu.woken_by()
+    tids, at = np.unique(np.where(row >= 0, recording.pid[row], -1), return_inverse=True)
+    return np.where(row >= 0, at, -1), [recording.comm(tid) for tid in tids.tolist()]
 
 
 def _named(named: tuple[I64, Sequence[str]]) -> Any:  # noqa: ANN401

@@ -11,6 +11,7 @@ from counterpoint.analysis.injections import (
     InGuest,
     Interrupts,
     Source,
+    apicv_interrupts,
     arm64_timers,
     x86_interrupts,
 )
@@ -51,7 +52,7 @@ class Boundary:
             vcpus = vcpus_by_thread(self._result, host)
             guests = {tid: InGuest(self._placed[name], self._width[name], cpu) for tid, (name, cpu) in vcpus.items()}
             ids = ThreadPool(self._placed[host].recording).vcpu_ids
-            found = (find(self._placed[host], guests, ids) for find in (x86_interrupts, arm64_timers))
+            found = (find(self._placed[host], guests, ids) for find in (x86_interrupts, apicv_interrupts, arm64_timers))
             self._found[host] = [each for each in found if each is not None]
         return self._found[host]
 

@@ -24,8 +24,8 @@ _STATES = {
 }  # fmt: skip
 _CONTEXTS = {"task": "tasks", "idle": "idle", "softirq": "softirqs", "irq": "interrupts", "unknown": "not known"}
 _LEVELS = {
-    "unknown": "level not known", "own": "of {guest}", "enters": "of {guest}, to run its guest",
-    "below": "of its guest, {host} alone", "reflected": "of its guest, given to {guest}",
+    "unknown": "not known", "own": "its own", "enters": "its own, to run a guest", "below": "its guest's, {host} alone",
+    "reflected": "its guest's, passed on",
 }  # fmt: skip
 
 
@@ -83,7 +83,7 @@ class _Lines:
         first, last = min(some, default=1), max(some, default=1)
         step = -(-(last - first + 1) // width)
         columns = -(-(last - first + 1) // step)
-        yield f"{title:<{name}}" + "".join(f"{h:>8}" for h in heads)
+        yield _fit(title, name) + "".join(f"{h:>8}" for h in heads)
         for label, row in rows:
             values = [row[h] for h in heads[1:]]
             cells = "".join(f"{self.time(v):>8}" for v in values) if row["known"] else f"{'-':>8}" * len(values)
@@ -103,7 +103,7 @@ class _Lines:
             yield from self.guest(guest)
         for name in report["not_found"]:
             yield ""
-            yield from _wrapped(f"{printable(name)}: no thread of its host is known to be a vCPU of it (sync says why)")
+            yield from _wrapped(f"{name}: no thread of its host is known to be a vCPU of it (sync says why)")
         if report["others"]:
             yield from self.others(report["others"])
         everything = report["total"]["all"]
@@ -114,7 +114,7 @@ class _Lines:
         )
 
     def guest(self, guest: Json) -> Iterator[str]:
-        name, parent = printable(guest["name"]), printable(guest["parent"])
+        name, parent = guest["name"], guest["parent"]
         several = len(guest["vcpus"]) > 1
         over = f" over {self.time(guest['vcpus'][0]['took'])}"
         yield from _title(f"{name}: {len(guest['vcpus'])} vCPU{'s' if several else ''} of {parent}{over}")
@@ -131,7 +131,7 @@ class _Lines:
         if guest["not_known"]:
             yield ""
             for note in guest["not_known"]:
-                yield from _wrapped(f"not known: {printable(note)}")
+                yield from _wrapped(f"not known: {note}")
 
     def states(self, guest: Json) -> Iterator[str]:
         vcpus = guest["vcpus"]
@@ -177,7 +177,7 @@ class _Lines:
             least = told["took"] // 200
             parts = [f"{self.time(host[s])} {label}" for s, label in _STATES.items() if host[s] > least]
             off = told["took"] - told["accounted"]
-            left = f"and took {self.time(off)} off" if off > 0 else "and took nothing off"
+            left = f"{self.time(off)} less" if off > 0 else "not less"
             yield from _wrapped(
                 f"as the guest believed it: while tasks had its CPUs, {self.time(told['took'])} by the host's clock, it"
                 f" accounted {self.time(told['accounted'])} to them by its own, {left}; of that time the host saw"
@@ -221,8 +221,8 @@ class _Lines:
         if guest["levels"] is None:
             return
         yield ""
-        rows = [(_LEVELS[row["level"]].format(guest=name, host=parent), row) for row in guest["levels"]]
-        yield from self.spreads("exits by level", rows, name=26)
+        rows = [(_LEVELS[row["level"]].format(host=parent), row) for row in guest["levels"]]
+        yield from self.spreads(f"exits of {name} by level", rows, name=27)
 
     def halts(self, guest: Json) -> Iterator[str]:
         found = guest["halts"]
@@ -277,7 +277,7 @@ class _Lines:
         yield from self.spreads(title, rows[:ROWS], total=False, name=24)
         yield from _beyond(rows)
         if key == "raised_to_handled" and found["bound"]:
-            yield f"to within {self.time(found['bound'])}, the bounds of the two CPUs' clocks"
+            yield f"to within {self.time(found['bound'])}, the bounds of both CPUs' clocks"
 
     def wakeups(self, guest: Json) -> Iterator[str]:
         found = guest["wakeups"]
@@ -328,8 +328,9 @@ class _TimersInNs(_Lines):
 
 def _title(text: str) -> Iterator[str]:
     yield ""
-    yield text
-    yield "=" * min(len(text), WIDTH)
+    lines = list(_wrapped(text))
+    yield from lines
+    yield "=" * max(map(len, lines))
 
 
 def _few(rows: list[tuple[str, Json]], last: list[tuple[str, Json]]) -> list[tuple[str, Json]]:
@@ -344,7 +345,7 @@ def _beyond(rows: Sequence[object]) -> Iterator[str]:
 
 def _wrapped(text: str) -> Iterator[str]:
     """A sentence in lines of at most ``WIDTH`` columns, all but the first set in; numbers stay with their units."""
-    whole = re.sub(r"(\d) (ns|us|ms|s|%)(?!\w)", "\\1\0\\2", text)
+    whole = re.sub(r"(\d) (ns|us|ms|s|%)(?!\w)", "\\1\0\\2", printable(text))
     for line in textwrap.wrap(whole, WIDTH, subsequent_indent="  ", break_on_hyphens=False) or [""]:
         yield line.replace("\0", " ")
 

@@ -13,6 +13,9 @@ from counterpoint.traces.distinct import distinct_bytes
 from counterpoint.traces.formats import EventFormat, Field
 from counterpoint.traces.ring import unaligned
 
+MAX_COPIED = 256
+"""Bytes of a record that is copied whole for its integer fields."""
+
 
 def int_column(
     data: npt.NDArray[np.uint8], field: Field, offset: I64, length: I32, big_endian: bool
@@ -52,6 +55,7 @@ class EventBatch:
         self._offset = offset
         self._length = length
         self._big_endian = big_endian
+        self._records: npt.NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         """Number of records."""
@@ -74,7 +78,17 @@ class EventBatch:
 
     def integers(self, field: Field) -> npt.NDArray[np.integer]:
         """A scalar integer field of the event as an array; for events that have two fields of one name."""
-        return int_column(self._data, field, self._offset, self._length, self._big_endian)
+        size = int(self._length[0]) if len(self) else 0
+        if field.offset + field.size > size or size > MAX_COPIED:
+            return int_column(self._data, field, self._offset, self._length, self._big_endian)
+        if self._records is None:
+            if not (self._length == size).all():
+                return int_column(self._data, field, self._offset, self._length, self._big_endian)
+            # they lie scattered: fetched once, whole, they are at hand for all of their fields
+            self._records = unaligned(self._data, f"V{size}")[self._offset].view(np.uint8)
+        code = np.dtype(f"{'>' if self._big_endian else '<'}{'i' if field.signed else 'u'}{field.size}")
+        column = np.ndarray(len(self), code, buffer=self._records.data, offset=field.offset, strides=(size,))
+        return column.astype(code.newbyteorder("="))
 
     def gathered(self, field: Field, most: int) -> tuple[npt.NDArray[np.uint8], I64]:
         """The bytes of a field of all records, end to end, and where each begins: u8[m], i64[n + 1].

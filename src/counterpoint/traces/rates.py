@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from counterpoint.clocks.counter import relative
+from counterpoint.clocks.counter import I64, relative
 from counterpoint.clocks.rate import Rate
+from counterpoint.traces.formats import EventFormat
 from counterpoint.traces.recording import Recording
 
 REFINEMENTS = 3
@@ -37,7 +39,7 @@ def _from_timers(recording: Recording) -> Rate | None:
         return None
     try:
         now = recording.column(event, "now", rows).astype(np.int64)
-        function = recording.column(event, "function", rows)
+        function = _functions(recording, event, rows)
     except KeyError:
         return None
     ordered = np.sort(function)
@@ -56,3 +58,12 @@ def _from_timers(recording: Recording) -> Rate | None:
         third = max(1, len(now) // 3)
         first, last = int(behind[:third].argmin()), len(now) - third + int(behind[-third:].argmin())
     return Rate.of_ratio(int(now[last] - now[first]), int(stamp[last] - stamp[first]), "hrtimer_expire_entry")
+
+
+def _functions(recording: Recording, event: EventFormat, rows: I64) -> npt.NDArray[np.integer]:
+    """A number for the function of each event: its address, or where it was printed as a name, the name's own."""
+    field = event.field("function")
+    if field is None or field.kind != "string":
+        return recording.column(event, "function", rows)
+    numbers: npt.NDArray[np.integer] = np.unique(recording.batch(event, rows).text("function"), return_inverse=True)[1]
+    return numbers

@@ -43,7 +43,7 @@ _EVENT = re.compile(
     (?:(?P<name>[A-Za-z_][\w.-]{0,120}):[ ]*)?(?P<text>[^\n]*)$
     |^[ ]*CPU:(?P<lost>\d{1,5})[ ]\[(?:LOST[ ])?(?:(?P<count>\d{1,18})[ ])?EVENTS(?:[ ]DROPPED)?\]
     |^\#[ ]entries-in-buffer/entries-written:[ ](?P<kept>\d{1,20})/(?P<written>\d{1,20})
-    |^(?P<other>[^\n\#]*\S[^\n]*)$""",
+    |^(?P<other>[ ]*[^\s\#][^\n]*)$""",
     re.MULTILINE | re.VERBOSE,
 )
 _EXPECTED = re.compile(rb"cpus=\d|version = |CPU \d+ is empty| *=> | *<[\w ]+>$|\s*$")

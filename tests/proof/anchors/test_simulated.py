@@ -15,7 +15,7 @@ from counterpoint.proof.ticks import sure_rows
 from counterpoint.simulate import World, WorldOptions, random_options
 from counterpoint.timeline.sync import SyncResult, sync
 
-WORLDS, PER_TEST = 100, 20
+WORLDS, PER_TEST, QUICK = 200, 20, 40
 Interval = tuple[int, int]
 
 
@@ -71,7 +71,9 @@ def judged(truth: dict[str, Any], result: SyncResult, trust_boot: bool) -> list[
     return out
 
 
-@pytest.mark.parametrize("first", range(0, WORLDS, PER_TEST))
+@pytest.mark.parametrize(
+    "first", [pytest.param(n, marks=[pytest.mark.long] * (n >= QUICK)) for n in range(0, WORLDS, PER_TEST)]
+)
 def test_every_bound_holds_the_truth(tmp_path: Path, first: int) -> None:
     wrong, kinds, narrowed = [], Counter[str](), 0
     for seed in range(first, first + PER_TEST):
