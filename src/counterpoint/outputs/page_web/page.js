@@ -955,7 +955,7 @@ function proof() {
       if (e.anchors.length) facts.push(`narrowed by ${e.anchors.join(", ")}`);
       facts.push(`${e.inside.toLocaleString("en")} events inside, ${e.violations.toLocaleString("en")} outside, ${e.unknown.toLocaleString("en")} unknown`);
       block.append(make("p", {}, `${facts.join("; ")}.`));
-      if (e.narrowing) block.append(band(v, e, lane));
+      if (e.narrowing) block.append(make("div", { class: "wide plot" }, band(v, e, lane)));
       else block.append(make("p", { class: "note" }, `The band is not drawn: ${e.not_drawn}.`));
       for (const w of e.witnesses) {
         const said = `${w.side === "low" ? "lower" : "upper"} bound ${signed(w.bound)}: ${w.event} at guest stamp ${w.guest_stamp}`;
