@@ -352,6 +352,8 @@ function words(labels, top) {
     let said = lane.texts[kind];
     if (lane.guest !== null && said.startsWith(`${lane.guest}: `)) said = said.slice(lane.guest.length + 2);
     if (said.startsWith(`${lane.machine}: `)) said = said.slice(lane.machine.length + 2);
+    const waits = `waits for a CPU of ${lane.machine}: `;
+    if (said.startsWith(waits)) said = `waits: ${said.slice(waits.length)}`;
     said = fit(said, x1 - x0 - 8);
     if (!said) continue;
     if (cls === "waiting") {
