@@ -19,10 +19,10 @@ from counterpoint.outputs.page_pack import Pack
 from counterpoint.outputs.printable import printable
 from counterpoint.timeline.merge import Timeline
 
-MAX_STEPS = 1_300_000
+MAX_STEPS = 1_000_000
 """Of all lanes together."""
 
-MAX_EVENTS = 1_300_000
+MAX_EVENTS = 1_200_000
 """If there are more, a page has their lanes alone."""
 
 BUCKETS = 4096

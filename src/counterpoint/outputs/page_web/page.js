@@ -1112,12 +1112,21 @@ $("theme").addEventListener("click", () => { theme = (theme + 1) % THEMES.length
 darkly.addEventListener("change", dress);
 window.addEventListener("beforeprint", () => {
   printing = true;
-  for (const one of document.querySelectorAll("details.case")) { if (one.fillBody) one.fillBody(); }
+  for (const one of document.querySelectorAll("details.case")) {
+    one.fillBody();
+    one.wasOpen = one.open;
+    one.open = true;
+  }
   dress();
   resize();
   paint();
 });
-window.addEventListener("afterprint", () => { printing = false; dress(); resize(); });
+window.addEventListener("afterprint", () => {
+  printing = false;
+  for (const one of document.querySelectorAll("details.case")) one.open = one.wasOpen;
+  dress();
+  resize();
+});
 window.addEventListener("resize", resize);
 
 /* ---- begin */
