@@ -19,6 +19,7 @@ from counterpoint.clocks.counter import relative
 from counterpoint.outputs import page_lanes
 from counterpoint.outputs.page import data_block, page_of
 from counterpoint.outputs.page_pack import Pack
+from counterpoint.outputs.page_proof import ProofDrawn
 from counterpoint.timeline.sync import SyncResult, sync
 
 DATA = Path(__file__).parent.parent / "data"
@@ -129,3 +130,25 @@ def test_json_in_a_page_ends_nothing():
     block = data_block(hostile)
 
     assert not set(block) & set("<>&\u2028\x1b") and json.loads(block) == hostile
+
+
+def test_each_epoch_has_the_claims_that_speak_of_it(busy):
+    guest = busy.guests[0]
+    offset = guest.vcpus[0].epochs[0].offset
+    told = sync(
+        DATA / "x86-busy" / "host.dat",
+        DATA / "x86-busy" / "guest.dat",
+        offsets=[f"0={offset + 7}", f"0={offset - 10**9}"],
+    )
+
+    (vcpu,) = ProofDrawn(told, 0).vcpus()
+
+    assert [c["verdict"] for c in vcpu["claims"]] == ["proved", "refuted"]
+    (epoch,) = vcpu["epochs"]
+    in_use = int(epoch["offset"])
+    assert [(c["beside"] + in_use, c["verdict"]) for c in epoch["claimed"]] == [
+        (offset + 7, "proved"),
+        (offset - 10**9, "refuted"),
+    ]
+    against = vcpu["claims"][1]["against"]
+    assert against["at"] is not None and against["from"] < against["at"] < against["to"]

@@ -61,7 +61,7 @@ class ProofDrawn:
             "tid": vcpu.host_tid, "matched_by": vcpu.matched_by, "verdict": vcpu.verdict.value,
             "unit": guest.recording.unit, "notes": [printable(note) for note in vcpu.notes],
             "epochs": [self._epoch(guest, vcpu, n) for n in epochs], "epochs_in_all": len(vcpu.epochs),
-            "claims": [self._claim(guest, vcpu, claim) for claim in claims[:MAX_CLAIMS]], "claims_in_all": len(claims),
+            "claims": [self._claim(guest, claim) for claim in claims[:MAX_CLAIMS]], "claims_in_all": len(claims),
         }  # fmt: skip
 
     def _when(self, stamp: int | None) -> int | None:
@@ -84,7 +84,8 @@ class ProofDrawn:
             "number": number, "verdict": epoch.verdict.value, "source": printable(epoch.source),
             "offset": None if epoch.offset is None else str(epoch.offset),
             "feasible": _from(epoch.feasible, offset), "by_windows": _from(epoch.by_windows, offset),
-            "width_ns": width_ns(epoch, rate), "unit_ns": unit_ns, "inside": epoch.inside,
+            "claimed": _claimed(vcpu, number), "width_ns": width_ns(epoch, rate), "unit_ns": unit_ns,
+            "inside": epoch.inside,
             "violations": epoch.violations, "unknown": epoch.unknown, "fitted": epoch.fitted is not None,
             "anchors": list(dict.fromkeys(a.kind for a in epoch.anchors)),
             "witnesses": [
@@ -120,18 +121,11 @@ class ProofDrawn:
             "events": [printable(witness.host_from_event), printable(witness.host_to_event)],
         }  # fmt: skip
 
-    def _claim(self, guest: GuestProof, vcpu: VcpuProof, proof: ClaimProof | CounterClaimProof) -> Json:
+    def _claim(self, guest: GuestProof, proof: ClaimProof | CounterClaimProof) -> Json:
         claim = proof.claim
-        offset = next((e.offset for e in vcpu.epochs if e.offset is not None), None)
-        beside = None
-        if isinstance(claim, Claim):
-            said = f"offset {claim.offset}"
-            if offset is not None and claim.scale == vcpu.epochs[0].scale:
-                beside = to_signed(claim.offset - offset)
-        else:
-            said = f"CNTVOFF {claim.cntvoff}"
+        said = f"offset {claim.offset}" if isinstance(claim, Claim) else f"CNTVOFF {claim.cntvoff}"
         return {
-            "source": printable(claim.source), "said": said, "beside": beside, "verdict": proof.verdict.value,
+            "source": printable(claim.source), "said": said, "verdict": proof.verdict.value,
             "inside": proof.inside, "violations": proof.violations, "reason": printable(proof.reason),
             "against": self._against(guest, proof.counterexample),
         }  # fmt: skip
@@ -145,6 +139,23 @@ class ProofDrawn:
             "at": self._when(found.host_stamp) if near else None, "reason": printable(found.reason),
             "from": self._when(found.host_from) if near else None, "to": self._when(found.host_to) if near else None,
         }  # fmt: skip
+
+
+def _claimed(vcpu: VcpuProof, number: int) -> list[Json]:
+    """The claims that speak of an epoch: which of the vCPU's, how far from the offset in use, and how each fares."""
+    epoch = vcpu.epochs[number]
+    out: list[Json] = []
+    for index, proof in enumerate(vcpu.claims[:MAX_CLAIMS]):
+        verdict = proof.verdict
+        if proof.by_epoch:
+            told = next((o.verdict for o in proof.by_epoch if o.epoch == number), None)
+            if told is None:
+                continue
+            verdict = told
+        if epoch.offset is not None and proof.claim.scale == epoch.scale:
+            beside = to_signed(proof.claim.offset - epoch.offset)
+            out.append({"claim": index, "beside": beside, "verdict": verdict.value})
+    return out
 
 
 def _from(interval: tuple[int, int] | None, offset: int) -> list[int] | None:

@@ -982,7 +982,7 @@ const signed = (n) => (n > 0 ? `+${n.toLocaleString("en")}` : n.toLocaleString("
 function band(v, e, lane) {
   const b = e.narrowing, W = 860, H = 250, L = 74, R = 150, T = 12, B = 30;
   const unit = e.unit_ns || 1, name = e.unit_ns ? "ns" : "ticks";
-  const claims = v.claims.filter((c) => c.beside !== null);
+  const claims = e.claimed.map((c) => ({ ...v.claims[c.claim], ...c }));
   const finals = [b.lo[b.lo.length - 1], b.hi[b.hi.length - 1], ...(e.feasible || [])].map((n) => Math.abs(n) * unit).filter((n) => n > 0);
   const linear = Math.max(1, Math.min(...(finals.length ? finals : [1])) / 2);
   const bend = (n) => Math.asinh((n * unit) / linear);
@@ -1047,7 +1047,7 @@ function band(v, e, lane) {
 }
 function short(value, unit) {
   if (unit !== "ns") return value >= 1e6 ? `${value / 1e6}M` : value >= 1e3 ? `${value / 1e3}k` : `${+value.toFixed(2)}`;
-  const [by, name] = value < 1e3 ? [1, "ns"] : value < 1e6 ? [1e3, "µs"] : value < 1e9 ? [1e6, "ms"] : [1e9, "s"];
+  const [by, name] = value < 999.5 ? [1, "ns"] : value < 999.5e3 ? [1e3, "µs"] : value < 999.5e6 ? [1e6, "ms"] : [1e9, "s"];
   return `${+(value / by).toPrecision(4)} ${name}`;
 }
 function spread() {
