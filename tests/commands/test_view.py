@@ -68,6 +68,7 @@ def test_the_interface_is_served_to_this_machine_alone(tmp_path):
         assert server.address == f"{root}/#!/?url={root}{TRACE}"
         with urllib.request.urlopen(root + "/") as answer:
             assert b"Perfetto" in answer.read()
+            assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'")
         with urllib.request.urlopen(root + TRACE) as answer:
             assert answer.read() == b"trace"
         for path, host in (
