@@ -383,10 +383,10 @@ class TestUsage:
     def test_unknown_ending(self, run, pair, tmp_path, name):
         said = run("sync", *pair, "-o", tmp_path / name).check_refusal()
 
-        assert "the ending must be one of .pftrace .dat .parquet .txt .json" in said
+        assert "the ending must be one of .pftrace .dat .parquet .txt .html .json" in said
         assert not (tmp_path / name).exists()
 
-    @pytest.mark.parametrize("ending", [".pftrace", ".dat", ".txt", ".json"])
+    @pytest.mark.parametrize("ending", [".pftrace", ".dat", ".txt", ".html", ".json"])
     def test_output_exists(self, run, pair, tmp_path, ending):
         path = tmp_path / f"x{ending}"
         path.write_text("precious")

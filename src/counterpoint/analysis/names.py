@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from counterpoint.analysis.steps import held
 from counterpoint.clocks.counter import I64, relative
 from counterpoint.timeline.merge import Machine
 
@@ -50,6 +51,32 @@ class NamesAt:
         if row not in self._said:
             self._said[row] = self._recording.batch(self._event, np.array([row])).text("next_comm")[0]
         return self._said[row]
+
+    def of_many(self, tids: I64, when: I64) -> tuple[I64, list[str]]:
+        """``of`` for threads i64[n] at times i64[n] at once: an index i64[n] into names, some of which may be equal."""
+        switched, times, rows = self._switches
+        known = len(switched)
+        if not known or self._event is None or not self._has_names:
+            texts: list[str] = []
+            said = np.zeros(0, np.int64)
+        else:
+            field = self._event.field("next_comm")
+            assert field is not None
+            texts, said = self._recording.batch(self._event, rows).distinct_text(field)
+        threads = np.r_[switched, tids]
+        order = np.lexsort((np.arange(len(threads)) >= known, np.r_[times, when], threads))
+        last = np.empty(len(threads), np.int64)
+        last[order] = held(np.where(order < known, order, -1))
+        at = last[known:]
+        if known:
+            # one of another thread is none: then the first of this one
+            at = np.where((at >= 0) & (switched[at] == tids), at, np.searchsorted(switched, tids))
+            at = np.where(switched[np.minimum(at, known - 1)] == tids, np.minimum(at, known - 1), -1)
+        others, number = np.unique(tids, return_inverse=True)
+        index = number + len(texts)
+        if texts:
+            index = np.where((at >= 0) & (tids != 0), said[at], index)
+        return index, [*texts, *(self._recording.comm(tid) for tid in others.tolist())]
 
     def switch_to(self, tid: int, when: int) -> int | None:
         """The row of the last switch to ``tid`` up to ``when``; None: there is none."""

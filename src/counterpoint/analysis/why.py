@@ -178,6 +178,10 @@ class Explainer:
             self._tasks[guest] = GuestTasks(machine, self._timeline.base, self._timeline.rate)
         return self._tasks[guest]
 
+    def called(self, number: int) -> NamesAt:
+        """The names of a machine's threads; ``number``: its place in ``Timeline.machines``."""
+        return self._called[number]
+
     def interrupts(self, guest: str) -> Latencies:
         """Each interrupt of a guest's vCPUs whose request and handler are certain (``injections``), between the two.
 
@@ -398,6 +402,10 @@ class Explainer:
             self._contexts[key] = context_steps(self._timeline.machines[number], cpu, self._timeline.base)
         return self._contexts[key]
 
+    def cause(self, states: VcpuStates, step: int) -> Cause:
+        """What the step of a vCPU's states is given to, whatever else its CPU did meanwhile."""
+        return self._cause(states, step, int(states.begin[step]))
+
     def _cause(self, states: VcpuStates, step: int, when: int) -> Cause:
         number = int(states.machine[step])
         machine = self._names[number]
@@ -442,7 +450,7 @@ class Explainer:
             name = SOFTIRQS[what] if what < len(SOFTIRQS) else ""
             return Cause(f"{whose} softirq", self._names[number], name, what)
         if number not in self._irqs:
-            self._irqs[number] = _irq_names(self._timeline.machines[number].recording)
+            self._irqs[number] = irq_names(self._timeline.machines[number].recording)
         return Cause(f"{whose} irq", self._names[number], self._irqs[number].get(what, ""), what)
 
     def _reason(self, states: VcpuStates, step: int) -> str:
@@ -464,7 +472,7 @@ def _joined(pieces: list[Piece]) -> tuple[Piece, ...]:
     return tuple(out)
 
 
-def _irq_names(recording: Recording) -> dict[int, str]:
+def irq_names(recording: Recording) -> dict[int, str]:
     """The names of interrupts, as their handlers' events have them first."""
     event = recording.format_named("irq", "irq_handler_entry")
     if event is None or (f := event.field("name")) is None or f.kind != "string":

@@ -20,6 +20,7 @@ COMMANDS = {
     "show": "the merged timeline as text, like trace-cmd report",
     "why": "what made a guest's tasks late: each latency cut into its causes",
     "stats": "what vCPUs spent their time on: states, exits, steal, interrupts, timers, wakeups",
+    "view": "the timeline, its proof and what was late as pictures in the browser",
     "sql": "ask the merged timeline by SQL (DuckDB)",
     "convert": "a stamp or a column of them, guest to host and back, with its bound",
     "info": "what a recording holds",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from counterpoint.outputs.tool_options import ToolOption
     from counterpoint.timeline.sync import SyncResult
 
-ENDINGS = (".pftrace", ".dat", ".parquet", ".txt", ".json")
+ENDINGS = (".pftrace", ".dat", ".parquet", ".txt", ".html", ".json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -201,6 +201,10 @@ def _write(result: SyncResult, path: Path, args: argparse.Namespace, progress: P
 
         for reason in write_text(result.timeline, path, overwrite=force):
             warn(f"{path}: shown by its fields: {reason}")
+    elif path.suffix == ".html":
+        from counterpoint.outputs.page import write_page
+
+        write_page(result, path, overwrite=force, progress=progress)
     else:
         from counterpoint.outputs.files import replacing
         from counterpoint.outputs.report import sync_report
