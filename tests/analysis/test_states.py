@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from analysis.oracle import follow
-from counterpoint.analysis.contexts import Context
+from counterpoint.analysis.contexts import Context, context_steps
 from counterpoint.analysis.edges import HostEdges
 from counterpoint.analysis.states import State, VcpuStates, _alone, _in_calls, vcpu_states
 from counterpoint.analysis.threads import thread_steps
@@ -297,6 +297,15 @@ def nested_result(tmp_path: Path) -> SyncResult:
     files, _ = nested_world(offsets=(-90_000_000, -90_000_000))
     paths = [file.write(tmp_path / f"l{n}.dat") for n, file in enumerate(files)]
     return sync(*paths, parents={"l2": "l1"})
+
+
+def test_without_its_switches_nobody_knows_what_a_guest_ran(tmp_path):
+    recording = Recording.open(host(tmp_path, "0 10 mark 7", "0 20 mark 8", "0 500 mark 9", without=("switch",)))
+    rows = np.ones(len(recording), np.bool_)
+
+    steps = context_steps(Machine("guest", recording, None, recording.stamp, rows, rows), 0, 0)
+
+    assert set(steps.context.tolist()) == {Context.UNKNOWN}
 
 
 def test_a_nested_vcpu_does_what_its_hypervisors_vcpu_does(nested_result: SyncResult):

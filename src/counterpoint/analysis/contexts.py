@@ -64,7 +64,9 @@ def context_steps(machine: Machine, cpu: int, base: int) -> ContextSteps:
     first = np.array([s.first for s in recording.streams] or [0], np.int64)
     before = lost[lost > first[recording.losses.stream[here[recording.losses.stream]]]] - 1
     after = np.unique(np.r_[np.array(starts, np.int64), lost[lost < len(recording)]])
-    add(after, recording.pid[after].astype(np.int64) + _FIRST, -1, -1)
+    # (without its switches nobody knows for how long)
+    switched = len(recording.rows(recording.format_named("sched", "sched_switch"))) > 0
+    add(after, recording.pid[after].astype(np.int64) + _FIRST if switched else _FORGET, -1, -1)
     for (system, name), field, at in (
         (("sched", "sched_switch"), "next_pid", 0),
         (("irq", "softirq_entry"), "vec", 1),
