@@ -527,6 +527,7 @@ def test_a_refuted_claim_leaves_no_map_unless_claims_are_left_out(run: Any) -> N
     assert record["latest"] >= stamp - high
 
 
+@pytest.mark.long
 @pytest.mark.recordings
 def test_three_levels_from_a_saved_map(tmp_path: Path, run: Any) -> None:
     folder = RECORDINGS / "arm64-nested"

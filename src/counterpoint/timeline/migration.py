@@ -177,6 +177,15 @@ def goes_on_elsewhere(vcpus: Sequence[VcpuProof], guest: Recording, pool: Thread
     return False
 
 
+def is_elsewhere(vcpus: Sequence[VcpuProof]) -> bool:
+    """Whether an epoch of a vCPU is proved in another thread than the vCPU's own."""
+    return any(
+        epoch.verdict.is_sound and epoch.host_tid is not None and epoch.host_tid != vcpu.host_tid
+        for vcpu in vcpus
+        for epoch in vcpu.epochs
+    )
+
+
 def _unheard(alone: VcpuProof, first: str) -> Iterator[ClaimProof]:
     """The claims about a CPU on the first host, where it never was while it was recorded."""
     reason = f"it speaks of {first}, which no event of this CPU was on"

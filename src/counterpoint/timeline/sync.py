@@ -28,7 +28,7 @@ from counterpoint.proof.tracks import tracks_of
 from counterpoint.proof.verdicts import EpochProof, VcpuProof
 from counterpoint.timeline.join import HostPairs, Hosts, Join, by_counter, by_pairs
 from counterpoint.timeline.merge import Timeline
-from counterpoint.timeline.migration import Part, divide, goes_on_elsewhere
+from counterpoint.timeline.migration import Part, divide, goes_on_elsewhere, is_elsewhere
 from counterpoint.timeline.placing import FurtherHost, in_parent, machines_of, parents_first
 from counterpoint.timeline.proving import GuestProof, prove_guest
 from counterpoint.traces.rates import rate_of
@@ -196,9 +196,12 @@ def sync(
             proofs[parent] = replace(proofs[parent], vcpus=told)
         if parent == host_name and (other_names or goes_on_elsewhere(proofs[name].vcpus, recording, pools[parent])):
             say(f"looking for {name} on {', '.join([host_name, *other_names])}")
-            proofs[name] = _across(
+            across = _across(
                 proofs[name], [host_name, *other_names], by_name, pools, typed, threads, use_claims, counters
             )
+            # where nobody said that it moved, it is to be shown where it went
+            if other_names or is_elsewhere(across.vcpus):
+                proofs[name] = across
     further = _joined([host_name, *other_names], by_name, pools, proofs, wall)
     warnings += [f"{one.name}: {one.pairs_unused}" for one in further if one.pairs_unused]
     for one in further:

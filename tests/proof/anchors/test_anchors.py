@@ -294,6 +294,7 @@ def synced(name: str) -> tuple[dict[str, Any], SyncResult]:
     return truth, sync(*files, use_claims=False)
 
 
+@pytest.mark.long
 @pytest.mark.recordings
 @pytest.mark.parametrize("trust_boot", [True, False])
 @pytest.mark.parametrize("name", REAL)

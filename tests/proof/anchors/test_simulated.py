@@ -15,7 +15,7 @@ from counterpoint.proof.ticks import sure_rows
 from counterpoint.simulate import World, WorldOptions, random_options
 from counterpoint.timeline.sync import SyncResult, sync
 
-WORLDS, PER_TEST, QUICK = 200, 20, 40
+WORLDS, PER_TEST, QUICK = 200, 20, 20
 Interval = tuple[int, int]
 
 
