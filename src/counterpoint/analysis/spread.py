@@ -54,8 +54,7 @@ def spread(
     sizes = (values if sizes is None else sizes)[use]
     values, group = values[use], group[use]
     buckets = np.bincount(group * BUCKETS + bucket_of(sizes), minlength=groups * BUCKETS).reshape(groups, BUCKETS)
-    order = np.lexsort((values, group))
-    values, group = values[order], group[order]
+    values, group = _sorted(values, group, groups)
     start = np.searchsorted(group, np.arange(groups + 1))
     n = np.diff(start)
     # sums modulo 2**64 give differences that are right where the sum itself has a place
@@ -68,6 +67,19 @@ def spread(
         return np.where(n > 0, np.r_[values, np.int64(0)][at], 0)
 
     return Spread(count, n, total, ranked(0), ranked(50), ranked(99), ranked(100), buckets)
+
+
+def _sorted(values: I64, group: I64, groups: int) -> tuple[I64, I64]:
+    """Values i64[n] and their groups i64[n], sorted by group and value."""
+    least, most = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    width = most - least + 1
+    if groups * width < 1 << 62:
+        # one number each: many times faster to sort than two columns
+        key = np.sort(group * width + (values - least))
+        group = key // width
+        return key - group * width + least, group
+    order = np.lexsort((values, group))
+    return values[order], group[order]
 
 
 def bucket_of(values: I64) -> I64:
