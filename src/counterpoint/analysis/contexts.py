@@ -24,6 +24,14 @@ class Context(IntEnum):
     SYSCALL = 5
 
 
+_SOFTIRQS = ("HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU")
+
+
+def softirq_name(vector: int) -> str:
+    """What the kernel calls a softirq (include/linux/interrupt.h); "" for a vector that it does not have."""
+    return _SOFTIRQS[vector] if 0 <= vector < len(_SOFTIRQS) else ""
+
+
 @dataclass(frozen=True, slots=True)
 class ContextSteps:
     """What one guest CPU runs, in steps as of ``steps``: ``context`` u8[n], and ``what`` i64[n].

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from counterpoint.analysis.exits import ExitNames
+from counterpoint.analysis.placed import Placed
 from counterpoint.clocks.counter import I64, Bools, relative
 from counterpoint.clocks.rate import Rate
 from counterpoint.proof.windows import HostActivity
@@ -19,7 +20,7 @@ from counterpoint.traces.formats import EventFormat
 FOREVER = np.int64(1 << 62)
 """Stands for an open end."""
 
-_NOT_RUNNABLE = 0xFF
+NOT_RUNNABLE = 0xFF
 """The bits of sched_switch's prev_state that say why a thread sleeps; none: it was preempted (TASK_STATE_MAX beside
 them, include/trace/events/sched.h)."""
 
@@ -64,26 +65,14 @@ class Edges:
     broken: Bools
 
 
-class HostEdges:
+class HostEdges(Placed):
     """The edges of all vCPU threads of one machine, and what its recording can tell at all."""
 
     def __init__(self, machine: Machine, base: int, rate: Rate | None) -> None:
         """Times are counted from ``base``, in units of the first host's clock, of this ``rate``."""
-        self.machine = machine
-        self.recording = machine.recording
+        super().__init__(machine, base)
         self.names = ExitNames(machine.recording)
-        self._base = base
         self._rate = rate
-        cpus = [s.cpu for s in self.recording.streams] or [0]
-        self._cpu_of_stream = np.array(cpus, np.int64)
-
-    def when(self, rows: I64) -> I64:
-        """The times i64[n] of the events at ``rows``."""
-        return relative(self.machine.host_stamp[rows], self._base)
-
-    def cpu(self, rows: I64) -> I64:
-        """The CPUs i64[n] of the events at ``rows``."""
-        return self._cpu_of_stream[self.recording.stream_of[rows]]
 
     @cached_property
     def span(self) -> tuple[int, int]:
@@ -106,7 +95,7 @@ class HostEdges:
         hi = np.full(len(first), FOREVER)
         lo[after_some] = np.where(self.machine.placed[before], self.when(before), -FOREVER)
         hi[before_some] = np.where(self.machine.placed[after], self.when(after), FOREVER)
-        return self._cpu_of_stream[losses.stream], lo, hi
+        return self._cpus[losses.stream], lo, hi
 
     @cached_property
     def switches(self) -> tuple[I64, I64, I64, I64, I64] | None:
@@ -166,7 +155,7 @@ class HostEdges:
         self._halts(kinds)
         if self.switches is not None:
             row, cpu, prev, following, state = self.switches
-            sleeps = (state & _NOT_RUNNABLE) != 0
+            sleeps = (state & NOT_RUNNABLE) != 0
             for kind, tid, these in (
                 (Edge.TO, following, following > 0),
                 (Edge.PREEMPTED, prev, (prev > 0) & ~sleeps),
@@ -232,7 +221,7 @@ class HostEdges:
         self._all  # noqa: B018
         return [int(t) for t in np.unique(self._tid).tolist()]
 
-    def of(self, tid: int) -> Edges:
+    def edges_of(self, tid: int) -> Edges:
         """The edges of one thread that are on the timeline."""
         whole = self._all
         part = slice(*np.searchsorted(self._tid, [tid, tid + 1]).tolist())

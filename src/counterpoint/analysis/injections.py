@@ -31,6 +31,7 @@ import numpy.typing as npt
 from counterpoint.analysis.placed import Placed, Rows, first_since
 from counterpoint.analysis.steps import last_set
 from counterpoint.clocks.counter import I64, Bools
+from counterpoint.proof.matching import vcpu_ids
 
 NEVER = np.int64(-(1 << 62))
 """Stands for a time that is not known."""
@@ -91,6 +92,13 @@ class InGuest:
     placed: Placed
     width: I64
     cpu: int
+
+
+def interrupts_of(host: Placed, guests: Mapping[int, InGuest]) -> list[Interrupts]:
+    """The interrupts of a host's vCPUs, ``guests`` by thread, by each rule that its recording has the events for."""
+    ids = vcpu_ids(host.recording)
+    found = (find(host, guests, ids) for find in (x86_interrupts, apicv_interrupts, arm64_timers))
+    return [each for each in found if each is not None]
 
 
 def x86_interrupts(host: Placed, guests: Mapping[int, InGuest], ids: Mapping[int, int]) -> Interrupts | None:

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from counterpoint.analysis.contexts import Context, ContextSteps, context_steps
+from counterpoint.analysis.contexts import Context, ContextSteps, context_steps, softirq_name
 from counterpoint.analysis.states import State, VcpuStates
-from counterpoint.analysis.why import SOFTIRQS, Explainer, irq_names
+from counterpoint.analysis.why import Explainer, irq_names
 from counterpoint.clocks.counter import I64
 from counterpoint.timeline.details import vcpus_by_thread
 from counterpoint.traces.distinct import distinct_rows
@@ -147,7 +147,7 @@ class _Described:
             case Context.IRQ:
                 return f"interrupt {what} {self._irqs.get(what, '')}".rstrip(), CPU_CLASSES.index("irq")
             case Context.SOFTIRQ:
-                return f"softirq {SOFTIRQS[what] if what < len(SOFTIRQS) else what}", CPU_CLASSES.index("softirq")
+                return f"softirq {softirq_name(what) or what}", CPU_CLASSES.index("softirq")
             case Context.TASK if what in self._vcpus:
                 guest, cpu = self._vcpus[what]
                 return f"{name} [{what}]: vCPU {cpu} of {guest}", CPU_CLASSES.index("vcpu")

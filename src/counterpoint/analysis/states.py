@@ -81,7 +81,7 @@ class VcpuStates:
     def woken_by(self) -> I64:
         """What ended each sleep: the row i64[n] of the sched_waking of a halted or blocked thread; -1: unknown."""
         number = next(n for n, host in enumerate(self.hosts) if host.machine.name == self.host)
-        edges = self.hosts[number].of(self.tid)
+        edges = self.hosts[number].edges_of(self.tid)
         waking = edges.kind == Edge.WAKING
         when, row = edges.when[waking], edges.row[waking]
         at = np.searchsorted(when, self.ends)

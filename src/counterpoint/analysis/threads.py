@@ -85,7 +85,7 @@ class Steps:
 def thread_steps(host: HostEdges, tid: int) -> Steps:
     """The states of thread ``tid`` over the span of its host's recording."""
     first, last = host.span
-    edges, sched, kvm = _followed(host.of(tid))
+    edges, sched, kvm = _followed(host.edges_of(tid))
     state, cause = _states(host, edges, sched, kvm)
     fits = _fits(host, edges, sched, kvm)
     # before the first edge and after the last nothing is known

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from counterpoint.analysis.edges import NOT_RUNNABLE
 from counterpoint.analysis.placed import Placed
 from counterpoint.analysis.steps import held
 from counterpoint.clocks.counter import I64
-
-_NOT_RUNNABLE = 0xFF
-"""The bits of prev_state that say why a thread sleeps, see ``edges``."""
 
 TO, READY, ASLEEP, WAKING = 0, 1, 2, 3
 
@@ -57,7 +55,7 @@ def switching(placed: Placed) -> Switching | None:
     waking = placed.of("sched", "sched_waking", ("pid",))
     if switch is None or waking is None:
         return None
-    away = np.where((switch["prev_state"] & _NOT_RUNNABLE) != 0, ASLEEP, READY)
+    away = np.where((switch["prev_state"] & NOT_RUNNABLE) != 0, ASLEEP, READY)
     parts = (
         (waking, waking["pid"], np.full(len(waking), WAKING)),
         (switch, switch["prev_pid"], away),

@@ -14,15 +14,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from counterpoint.analysis.contexts import Context, ContextSteps, context_steps
-from counterpoint.analysis.injections import NEVER, InGuest, arm64_timers, x86_interrupts
+from counterpoint.analysis.contexts import Context, ContextSteps, context_steps, softirq_name
+from counterpoint.analysis.injections import NEVER, InGuest, interrupts_of
 from counterpoint.analysis.latency import GuestTasks, Latencies
 from counterpoint.analysis.names import NamesAt
 from counterpoint.analysis.placed import Placed
 from counterpoint.analysis.states import State, VcpuStates, vcpu_states
 from counterpoint.analysis.steps import step_at
 from counterpoint.clocks.counter import I64, Bools
-from counterpoint.proof.matching import ThreadPool
 from counterpoint.timeline.details import vcpus_by_thread
 from counterpoint.timeline.sync import SyncResult
 from counterpoint.traces.recording import Recording
@@ -35,9 +34,6 @@ QUIET_NS = 1_000_000
 
 _PAUSES = ("pause", "pause_instruction", "wfx")
 """Exits of a guest that spins: PAUSE of x86 (SVM and VMX), WFE of arm64."""
-
-SOFTIRQS = ("HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU")
-"""Softirqs by their vector (include/linux/interrupt.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +194,7 @@ class Explainer:
             if not guests:
                 continue
             host = Placed(machine, self._timeline.base)
-            ids = ThreadPool(machine.recording).vcpu_ids
-            for found in (x86_interrupts(host, guests, ids), arm64_timers(host, guests, ids)):
-                if found is None:
-                    continue
+            for found in interrupts_of(host, guests):
                 found = found.take((found.requested > NEVER) & (found.handled > NEVER) & (found.handler >= 0))
                 cpu = np.array([guests[tid].cpu for tid in found.tid.tolist()], np.int64)
                 pid = of.pid[found.handler].astype(np.int64)
@@ -447,8 +440,7 @@ class Explainer:
     def _handling(self, whose: str, number: int, context: Context, what: int) -> Cause:
         """A softirq or an interrupt, by its name."""
         if context is Context.SOFTIRQ:
-            name = SOFTIRQS[what] if what < len(SOFTIRQS) else ""
-            return Cause(f"{whose} softirq", self._names[number], name, what)
+            return Cause(f"{whose} softirq", self._names[number], softirq_name(what), what)
         if number not in self._irqs:
             self._irqs[number] = irq_names(self._timeline.machines[number].recording)
         return Cause(f"{whose} irq", self._names[number], self._irqs[number].get(what, ""), what)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from counterpoint.analysis.contexts import Context
+from counterpoint.analysis.contexts import Context, softirq_name
 from counterpoint.analysis.states import State, VcpuStates, vcpu_states
 from counterpoint.clocks.counter import I64, add
 from counterpoint.clocks.rate import Rate
@@ -22,9 +22,6 @@ from counterpoint.outputs.pftrace import PerfettoWriter
 from counterpoint.timeline.sync import SyncResult
 from counterpoint.traces.distinct import distinct_rows
 from counterpoint.traces.formats import EventFormat
-
-_SOFTIRQS = ("HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU")
-"""include/linux/interrupt.h"""
 
 BINS = (1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 """How long a bin of the counter may be, in ns."""
@@ -158,7 +155,7 @@ class VcpuTracks:
             if context == Context.TASK:
                 names.append(self._task(vcpu.guest or "", what))
             elif context == Context.SOFTIRQ:
-                names.append(f"softirq {_SOFTIRQS[what] if what < len(_SOFTIRQS) else what}")
+                names.append(f"softirq {softirq_name(what) or what}")
             else:
                 names.append("idle" if context == Context.IDLE else f"irq {what}")
         self._trace.slice_begins(track, begin[at], index, names, category="guest")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from counterpoint.analysis.contexts import Context
+from counterpoint.analysis.contexts import Context, softirq_name
 from counterpoint.analysis.handled import VcpuExits
 from counterpoint.analysis.nested_exits import Level
 from counterpoint.analysis.placed import Placed
@@ -14,9 +14,6 @@ from counterpoint.outputs.stats_measure import Json, Measure, joined, kinds
 
 CAUSES = 20
 """Of exits by reason, task and function: so many are listed, those that took longest in all."""
-
-# the order of the kernel's softirqs (include/linux/interrupt.h)
-_SOFTIRQS = ("HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU")
 
 
 def by_reason(measure: Measure, exits: list[VcpuExits]) -> Json:
@@ -69,8 +66,8 @@ def causes(measure: Measure, guest: Placed, exits: list[VcpuExits]) -> list[Json
 def _doing(guest: Placed, context: Context, what: int) -> Json:
     """What a guest ran."""
     task = guest.recording.comm(what) if context is Context.TASK else None
-    if context is Context.SOFTIRQ and 0 <= what < len(_SOFTIRQS):
-        task = _SOFTIRQS[what]
+    if context is Context.SOFTIRQ:
+        task = softirq_name(what) or None
     return {"context": context.name.lower(), "what": what if what >= 0 else None, "task": task}
 
 

@@ -6,21 +6,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from counterpoint.analysis.injections import (
-    NEVER,
-    InGuest,
-    Interrupts,
-    Source,
-    apicv_interrupts,
-    arm64_timers,
-    x86_interrupts,
-)
+from counterpoint.analysis.injections import NEVER, InGuest, Interrupts, Source, interrupts_of
 from counterpoint.analysis.ipis import ipis
 from counterpoint.analysis.placed import Placed
 from counterpoint.analysis.states import VcpuStates
 from counterpoint.clocks.counter import I64, Bools
 from counterpoint.outputs.stats_measure import Json, Measure, kinds
-from counterpoint.proof.matching import ThreadPool
 from counterpoint.timeline.details import vcpus_by_thread
 from counterpoint.timeline.sync import SyncResult
 
@@ -51,9 +42,7 @@ class Boundary:
         if host not in self._found:
             vcpus = vcpus_by_thread(self._result, host)
             guests = {tid: InGuest(self._placed[name], self._width[name], cpu) for tid, (name, cpu) in vcpus.items()}
-            ids = ThreadPool(self._placed[host].recording).vcpu_ids
-            found = (find(self._placed[host], guests, ids) for find in (x86_interrupts, apicv_interrupts, arm64_timers))
-            self._found[host] = [each for each in found if each is not None]
+            self._found[host] = interrupts_of(self._placed[host], guests)
         return self._found[host]
 
     def _of_vcpus(self, states: list[VcpuStates]) -> list[Interrupts]:

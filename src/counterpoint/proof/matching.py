@@ -84,7 +84,7 @@ class ThreadPool:
         self._unscaled = of
         self._slack = slack
         self.activity: HostActivity = of.activity if of else HostActivity(host)
-        self.vcpu_ids: dict[int, int] = of.vcpu_ids if of else _vcpu_ids(host)
+        self.vcpu_ids: dict[int, int] = of.vcpu_ids if of else vcpu_ids(host)
         self.named = _named(host) if self.activity.kind is WindowKind.SCHED_SWITCH else {}
         self._threads: dict[int, Thread] = {}
         self._stretches: dict[tuple[int, int], tuple[Track, list[Stretch]]] = {}
@@ -230,7 +230,7 @@ class ThreadPool:
         return len(found) > 0
 
 
-def _vcpu_ids(host: Recording) -> dict[int, int]:
+def vcpu_ids(host: Recording) -> dict[int, int]:
     """vCPU id by thread: x86's kvm_entry has the field, arm64's kvm_get_timer_map is sent by the vCPU's thread."""
     for name in ("kvm_entry", "kvm_get_timer_map"):
         event = host.format_named("kvm", name)
